@@ -1,0 +1,131 @@
+"""Execute notebooks from top to bottom and keep their outputs: the one way committed outputs are made.
+
+`python -m course_utils.build` executes all notebooks, `python -m course_utils.build 01 03` those: a number, a name
+or a path.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from PIL import Image
+
+from .runtime import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class ThisPython(KernelSpecManager):
+    """Knows one kernel, the interpreter that runs this file, whatever kernels the user has registered."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]))
+
+
+def find_notebooks(names: Sequence[str] = (), folder: Path = ROOT / "notebooks") -> list[Path]:
+    """The notebooks of `folder` that `names` mean ("1", "01", "01_weight_norm_bias", a path), or all; in order.
+
+    Raises:
+        ValueError: a name that means none.
+    """
+    here = sorted(folder.glob("*.ipynb"))
+    chosen = set()
+    for name in names:
+        stem = Path(name).stem
+        prefix = f"{int(stem):02d}_" if stem.isdecimal() else None
+        matches = [p for p in here if p.stem == stem or (prefix and p.stem.startswith(prefix))]
+        if not matches:
+            raise ValueError(f"notebook: got {name!r}; there are {', '.join(p.stem for p in here) or 'none'}")
+        chosen.update(matches)
+    return sorted(chosen) if names else here
+
+
+def reduce_png(png: bytes) -> bytes:
+    """The same picture with a palette of 256 colours and without metadata; two to four times smaller."""
+    image = Image.open(io.BytesIO(png))
+    if image.mode == "P":
+        return png
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    small = io.BytesIO()
+    palette = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette.save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
+    """Run one notebook in its own folder and write it back in one step; on any error the file stays as it was.
+
+    Args:
+        path: the notebook.
+        timeout: seconds for one cell.
+        root: a folder whose absolute path no output may show.
+
+    Raises:
+        CellExecutionError: a cell raised, whatever its tags say.
+        CellTimeoutError, DeadKernelError: a cell took too long, or the kernel died.
+        ValueError: an output shows `root`.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in code_cells:
+        cell.outputs, cell.execution_count = [], None
+    os.environ["COURSE_QUIET"] = "1"  # no half-filled progress bars among the outputs
+    NotebookClient(
+        notebook,
+        km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
+        timeout=timeout,
+        record_timing=False,
+        force_raise_errors=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute(cleanup_kc=True)
+
+    notebook.metadata.pop("widgets", None)  # the state of the sliders, pictures included: large, and not needed
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    secret = json.dumps(str(root), ensure_ascii=False)[1:-1]
+    for number, cell in enumerate(code_cells, start=1):
+        if secret in json.dumps(cell.outputs, ensure_ascii=False):
+            raise ValueError(f"{path.name}, code cell {number}: an output shows the folder {root}; print it relative")
+        for output in cell.outputs:
+            png = output.get("data", {}).get("image/png")
+            if png:
+                small = reduce_png(base64.b64decode(png))
+                output.data["image/png"] = base64.b64encode(small).decode("ascii")
+                if "readme-figure" in cell.metadata.get("tags", []):  # the picture that README.md shows
+                    write_atomically(path.parent / "readme_figure.png", lambda file, small=small: file.write(small))
+    text = nbformat.writes(notebook) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def main(names: Sequence[str]) -> int:
+    """Execute the named notebooks and print the seconds of each. Exit code 1: a cell failed; 2: no such name."""
+    try:
+        for path in find_notebooks(names):
+            start = time.perf_counter()
+            execute(path)
+            print(f"{path.name:50} {time.perf_counter() - start:6.1f} s", flush=True)
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        print(f"{path.name}: not saved.\n{error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""Exercises: a stub raises `Todo`, `check("1.1", answer)` says what is right or wrong, and mutants test the check.
+
+The exercises of notebook 01 are data in `nb01.py`, and so on. `python -m course_utils.exercises` writes their
+solutions into the notebooks.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class Todo(Exception):
+    """Raised by the stub of an exercise that nobody has answered yet."""
+
+
+class Wrong(Exception):
+    """Raised by a verifier; the message is the one line that the reader sees."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise as data.
+
+    goal: one sentence. verify: takes the reader's answer, raises `Wrong` with a helpful line, returns nothing if it
+    is right. solution: a right answer, short, as a reader would write it. mutants: plausible wrong answers, each a
+    function; `verify` has to reject every one.
+    """
+
+    goal: str
+    verify: Callable[[Callable], None]
+    solution: Callable
+    mutants: tuple[Callable, ...]
+
+
+def find(number: str) -> Exercise:
+    """The exercise "1.2" is number 2 of notebook 01.
+
+    Raises:
+        ValueError: there is no such exercise.
+    """
+    notebook, _, _ = number.partition(".")
+    try:
+        return importlib.import_module(f".nb{int(notebook):02d}", __package__).EXERCISES[number]
+    except (ValueError, KeyError, ModuleNotFoundError):
+        raise ValueError(f"number: there is no exercise {number!r}; it looks like '1.2'") from None
+
+
+def check(number: str, answer: Callable) -> None:
+    """Print one line: not attempted yet, right, or what is wrong and by how much.
+
+    With COURSE_REQUIRE_SOLUTIONS=1 in the environment anything but a right answer raises `Wrong`: for tests and for
+    teachers who collect answers.
+    """
+    exercise = find(number)
+    line, done = _verdict(number, exercise, answer)
+    if not done and os.environ.get("COURSE_REQUIRE_SOLUTIONS"):
+        raise Wrong(line)
+    print(line)
+
+
+def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bool]:
+    try:
+        exercise.verify(answer)
+    except Todo:
+        return f"⏳ Exercise {number}: not attempted yet. Goal: {exercise.goal}", False
+    except Wrong as error:
+        return f"❌ Exercise {number}: {error}", False
+    except Exception as error:  # the reader's code failed: name it, without our stack
+        return f"❌ Exercise {number}: your function stopped with {type(error).__name__}: {error}", False
+    return f"✅ Exercise {number}: right.", True
+
+
+def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> None:
+    """Raise `Wrong` unless two numbers or flat lists of numbers agree; NaN equals NaN."""
+    import torch
+
+    try:
+        got_tensor = torch.as_tensor(got, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"expected numbers {case}, got {type(got).__name__}") from None
+    want_tensor = torch.as_tensor(want, dtype=torch.float64).cpu()
+    if got_tensor.shape != want_tensor.shape:
+        raise Wrong(f"expected shape {tuple(want_tensor.shape)} {case}, got {tuple(got_tensor.shape)}")
+    if torch.allclose(got_tensor, want_tensor, rtol=tolerance, atol=tolerance, equal_nan=True):
+        return
+    pairs = zip(got_tensor.flatten().tolist(), want_tensor.flatten().tolist(), strict=True)
+    first = next((g, w) for g, w in pairs if not torch.isclose(torch.tensor(g), torch.tensor(w), rtol=tolerance,
+                                                              atol=tolerance, equal_nan=True))  # fmt: skip
+    raise Wrong(f"{case}: got {first[0]:.4g}, expected {first[1]:.4g}")

@@ -1,0 +1,109 @@
+"""Run one function over a grid of settings and seeds, in parallel processes, with a progress bar.
+
+One seed is an anecdote. `run_grid()` makes three of them as easy as one, and uses every core: each run gets one
+thread, and independent runs go side by side, which is faster than many threads in one run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+
+from .runtime import progress_bar, write_atomically
+
+
+def run_grid(
+    function: Callable[..., Mapping[str, Any]],
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    jobs: int | None = None,
+    folder: str | Path | None = None,
+    **grid: Iterable[Any],
+) -> list[dict[str, Any]]:
+    """Call `function(**fixed, **settings)` for every combination of the grid's settings.
+
+        rows = run_grid(train_and_test, data=["long tail", "balanced"], seed=range(3))
+
+    Args:
+        function: returns a dictionary of results. It may be defined in a notebook cell. It has to seed what it does:
+            the same settings must give the same result.
+        fixed: arguments that are the same everywhere and not part of the results, such as datasets.
+        jobs: processes; by default one for each core (on a GPU at most 4, since they share its memory).
+        folder: if given, each cell of the grid becomes one JSON file there, written when that cell is done, and cells
+            that are already there are read instead of run. A file counts only if the settings and the source of
+            `function` are the same; results must then be what JSON can hold. Change of data or of other code is not
+            seen: use a new folder.
+        **grid: for each setting the values to try.
+
+    Returns:
+        One dictionary for each cell, settings and results together, in the order of the grid.
+
+    Raises:
+        ValueError: an empty grid, a setting that is not a list, or a result that is called like a setting.
+        Whatever `function` raises; cells that were done before stay in the folder.
+    """
+    odd = [name for name, values in grid.items() if isinstance(values, str) or not isinstance(values, Iterable)]
+    if odd:
+        raise ValueError(f"{odd[0]}: got {grid[odd[0]]!r}; allowed: a list of values, such as [{grid[odd[0]]!r}]")
+    cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*map(list, grid.values()))]
+    if not cells or not grid:
+        raise ValueError(f"grid: got {grid}; allowed: at least one setting with at least one value")
+    results: dict[int, dict[str, Any]] = {}
+    paths = [None if folder is None else Path(folder) / f"{_fingerprint(function, cell)}.json" for cell in cells]
+    for i, path in enumerate(paths):
+        if path is not None and path.is_file():
+            results[i] = json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    todo = [i for i in range(len(cells)) if i not in results]
+    calls = (joblib.delayed(_one_cell)(i, function, cells[i], dict(fixed or {})) for i in todo)
+    jobs = max(1, min(jobs or _default_jobs(), len(todo)))
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    with progress_bar(len(cells), "run", done=len(results)) as bar:
+        for i, result in parallel(calls):
+            clash = result.keys() & cells[i].keys()
+            if clash:
+                raise ValueError(f"function: its result has {sorted(clash)}, which are settings; give them other names")
+            results[i] = result
+            if paths[i] is not None:
+                text = json.dumps({"settings": cells[i], "result": result}, indent=1)
+                write_atomically(paths[i], lambda file, text=text: file.write(text.encode()))
+            bar.update()
+    return [cells[i] | results[i] for i in range(len(cells))]
+
+
+def _default_jobs() -> int:
+    """COURSE_JOBS if set; else one for each core, at most 4 beside a GPU."""
+    jobs = int(os.environ.get("COURSE_JOBS") or joblib.cpu_count())
+    return max(1, min(jobs, 4) if torch.cuda.is_available() else jobs)
+
+
+def _one_cell(index: int, function: Callable, settings: dict, fixed: dict) -> tuple[int, dict]:
+    """Runs in a worker process."""
+    torch.set_num_threads(1)
+    return index, dict(function(**fixed, **settings))
+
+
+def _fingerprint(function: Callable, settings: Mapping[str, Any]) -> str:
+    text = json.dumps([inspect.getsource(function), settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (divided by n - 1; NaN for one seed)."""
+    values = list(values)
+    if not values:
+        raise ValueError("values: got none; allowed: at least one")
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))

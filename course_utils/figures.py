@@ -1,0 +1,268 @@
+"""Pure drawing: data in, Axes out. One palette, one size, markers beside colours, a sentence beside every picture.
+
+Importing this file sets the style of matplotlib for the course.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from PIL import Image
+from torch import Tensor
+
+from .data import exponential_counts, step_counts
+from .heads import equalize_biases, equalize_norms, row_norms
+from .metrics import GROUPS, per_class_accuracy, shot_accuracy, shot_groups
+
+# Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
+BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = (
+    "#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#777777",
+)  # fmt: skip
+GROUP_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION, "all": "#222222"}
+GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
+GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
+GROUP_LABELS = {"many": "many (> 100 images)", "medium": "medium (20 to 100)", "few": "few (< 20)", "all": "all"}
+SERIES_COLORS = (GREY, SKY, ORANGE, PURPLE, BLUE, GREEN, VERMILLION)
+
+STYLE = {
+    "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True, "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "axes.axisbelow": True, "legend.frameon": False, "hatch.linewidth": 0.6, "image.interpolation": "nearest",
+}  # fmt: skip
+plt.rcParams.update(STYLE)
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure as a small PNG (256 colours, 100 dpi) with `alt`, a sentence for those who do not see it."""
+    if not alt.strip():
+        raise ValueError("alt: got an empty text; allowed: a sentence that says what the figure shows")
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", metadata={"Software": None})
+    plt.close(figure)
+    small = io.BytesIO()
+    palette = Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette.save(small, format="png", optimize=True)
+    data = {"image/png": small.getvalue(), "text/plain": f"Figure: {alt}"}
+    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def axes_grid(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2, **options):
+    """`plt.subplots` in the course's size, in inches: (figure, axes)."""
+    return plt.subplots(rows, columns, figsize=(width, height), **options)
+
+
+def group_of(counts: Sequence[int]) -> list[str]:
+    """"many", "medium" or "few" for every class."""
+    return [GROUPS[g] for g in shot_groups(counts).tolist()]
+
+
+def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts: Sequence[int], *, ylabel: str,
+               order: Sequence[int] | None = None) -> Axes:  # fmt: skip
+    """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right."""
+    order = list(range(len(names))) if order is None else list(order)
+    groups = group_of(counts)
+    for place, j in enumerate(order):
+        color = GROUP_COLORS[groups[j]]
+        axes.bar(place, values[j], color=color, hatch=GROUP_HATCHES[groups[j]], edgecolor="white", linewidth=0)
+    axes.set_xticks(range(len(order)), [names[j] for j in order])
+    axes.set_xlim(-0.5, len(order) - 0.5)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(ylabel)
+    return axes
+
+
+def group_legend(axes: Axes, names: Sequence[str] = GROUPS, **options) -> Axes:
+    """Legend of the three groups: colour and marker."""
+    handles = [Line2D([], [], color=GROUP_COLORS[n], marker=GROUP_MARKERS[n], linestyle="", label=GROUP_LABELS[n])
+               for n in names]  # fmt: skip
+    axes.legend(handles=handles, **options)
+    return axes
+
+
+def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]], *,
+                 groups: Sequence[str] = (*GROUPS, "all")) -> Axes:  # fmt: skip
+    """Accuracy by group for several methods: every seed a small point, the mean a large one.
+
+    results: for each method the list of `shot_accuracy()` dictionaries, one a seed.
+    """
+    for row, (_method, seeds) in enumerate(results.items()):
+        for k, group in enumerate(groups):
+            values = [100 * seed[group] for seed in seeds]
+            height = row + 0.13 * (k - (len(groups) - 1) / 2)
+            style = {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group], "linestyle": ""}
+            axes.plot(values, [height] * len(values), markersize=4, alpha=0.45, **style)
+            axes.plot(np.mean(values), height, markersize=9, **style)
+    axes.set_yticks(range(len(results)), results)
+    axes.invert_yaxis()
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel("test accuracy in %")
+    return axes
+
+
+def letter_scatter(axes: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str],
+                   counts: Sequence[int]) -> Axes:  # fmt: skip
+    """Classes as points with their names beside them, in the colour and marker of their group."""
+    for name, group, px, py in zip(names, group_of(counts), x, y, strict=True):
+        axes.plot(px, py, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markersize=5, linestyle="")
+        axes.annotate(name, (px, py), textcoords="offset points", xytext=(5, 3), fontsize=8)
+    return axes
+
+
+def image_rows(axes: Axes, images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Axes:
+    """uint8 (N, channels, H, W) images as a table with `columns` columns; grey ones as dark ink on white."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    table = np.full((rows * (height + 2), columns * (width + 2), channels), 0, np.uint8)
+    for i, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
+        y, x = (i // columns) * (height + 2), (i % columns) * (width + 2)
+        table[y : y + height, x : x + width] = image
+    axes.imshow(255 - table[..., 0] if channels == 1 else table, cmap="gray", vmin=0, vmax=255)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    axes.set_yticks([(height + 2) * r + height / 2 for r in range(len(row_names))], row_names)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def region_colors(counts: Sequence[int]) -> np.ndarray:
+    """(C, 3) a colour for each class: the hue of its group, in shades so that neighbours can be told apart."""
+    shades = []
+    for j, group in enumerate(group_of(counts)):
+        light = 0.35 + 0.5 * ((j * 7) % 10) / 10
+        shades.append([light + (1 - light) * c for c in to_rgb(GROUP_COLORS[group])])
+    return np.array(shades)
+
+
+def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 160) -> np.ndarray:
+    """(points, points) the class with the largest logit at every place of a square of the feature plane."""
+    line = torch.linspace(-extent, extent, points, device=weight.device)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    places = torch.stack([x.flatten(), y.flatten()], 1)
+    return (places @ weight.T + bias).argmax(1).reshape(points, points).cpu().numpy()
+
+
+def feature_plane(axes: Axes, weight: Tensor, bias: Tensor, counts: Sequence[int], names: Sequence[str],
+                  extent: float, arrow_scale: float) -> dict:  # fmt: skip
+    """Decision regions of a linear head on 2-D features and its rows as arrows from the origin.
+
+    Returns the artists, for `move_feature_plane()`.
+    """
+    picture = axes.imshow(plane_regions(weight, bias, extent), origin="lower", extent=[-extent, extent] * 2,
+                          cmap=ListedColormap(region_colors(counts)), vmin=-0.5, vmax=len(names) - 0.5)  # fmt: skip
+    lines, texts = [], []
+    for name, group, (x, y) in zip(names, group_of(counts), (arrow_scale * weight).tolist(), strict=True):
+        lines += axes.plot([0, x], [0, y], color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markevery=[1],
+                           markersize=5, linewidth=1.5, zorder=5)  # fmt: skip
+        texts.append(axes.text(1.12 * x, 1.12 * y, name, fontsize=9, ha="center", va="center", clip_on=True, zorder=6,
+                               path_effects=[withStroke(linewidth=2, foreground="white")]))  # fmt: skip
+    axes.grid(visible=False)
+    axes.set(xlabel="feature 1", ylabel="feature 2", xlim=(-extent, extent), ylim=(-extent, extent))
+    return {"picture": picture, "lines": lines, "texts": texts, "extent": extent, "scale": arrow_scale}
+
+
+def move_feature_plane(artists: dict, weight: Tensor, bias: Tensor) -> None:
+    """Show another weight and bias in a picture made by `feature_plane()`."""
+    artists["picture"].set_data(plane_regions(weight, bias, artists["extent"]))
+    tips = (artists["scale"] * weight).tolist()
+    for line, text, (x, y) in zip(artists["lines"], artists["texts"], tips, strict=True):
+        line.set_data([0, x], [0, y])
+        text.set_position((1.12 * x, 1.12 * y))
+
+
+def course_map(axes: Axes) -> Axes:
+    """The notebooks as boxes on a path: the problem, four ways to repair it, the choice."""
+    boxes = {
+        "01": (0.5, 1.0, "the problem", "weight-norm bias", VERMILLION),
+        "02": (3.2, 2.6, "the classifier", "cosine normalization", BLUE),
+        "03": (6.4, 2.6, "new classes arrive", "LUCIR: less-forget,\ninter-class separation", PURPLE),
+        "04": (3.2, 1.0, "features or classifier?", "samplers,\ntau-normalization", BLUE),
+        "05": (3.2, -0.6, "the loss", "LDAM and DRW", GREEN),
+        "06": (6.4, 0.2, "the open world", "OLTR memory", ORANGE),
+        "07": (9.4, 1.0, "the choice", "all methods,\nyour own data", GREY),
+    }
+    paths = ("01 02", "01 04", "01 05", "02 03", "02 06", "04 06", "03 07", "06 07", "05 07")
+    for first, second in map(str.split, paths):
+        (x, y, *_), (to_x, to_y, *_) = boxes[first], boxes[second]
+        axes.annotate("", (to_x, to_y), (x + 2.2, y), arrowprops={"arrowstyle": "->", "color": GREY, "shrinkB": 2})
+    for number, (x, y, question, methods, color) in boxes.items():
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 2}
+        axes.text(x + 1.1, y, f"{number} · {question}\n{methods}", ha="center", va="center", fontsize=9, bbox=box)
+    axes.set(xlim=(0, 12), ylim=(-1.4, 3.4))
+    axes.axis("off")
+    return axes
+
+
+# ---- pictures for `course_utils.widgets.explore()`: set up once, then move what changes ------------------------------
+
+
+def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = ()):
+    """Class counts of a profile as bars in group colours; `compare`, other counts, as a black outline."""
+
+    def picture(figure: Figure):
+        axes = figure.subplots()
+        bars = axes.bar(range(num_classes), [1] * num_classes)
+        if len(compare):
+            axes.stairs(sorted(compare, reverse=True), np.arange(len(compare) + 1) - 0.5, color="black")
+        for border in (100, 20):
+            axes.axhline(border, color="black", linewidth=0.8, linestyle=":")
+        axes.set(yscale="log", ylim=(0.7, 2 * max_count), xlabel="class, from head to tail", ylabel="training images")
+        group_legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+        def update(profile: str, ratio: float) -> str:
+            make = {"exponential": exponential_counts, "step": step_counts}[profile]
+            counts = make(num_classes, max_count, ratio)
+            for bar, count, group in zip(bars, counts, group_of(counts), strict=True):
+                bar.set(height=count, facecolor=GROUP_COLORS[group], hatch=GROUP_HATCHES[group], edgecolor="white")
+            sizes = ", ".join(f"{group_of(counts).count(g)} {g}" for g in GROUPS)
+            return f"{profile}, ratio {ratio}: {sum(counts)} images; classes by group: {sizes}."
+
+        return update
+
+    return picture
+
+
+def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, counts: Sequence[int],
+                 plane: tuple[Tensor, Tensor, Sequence[int], Sequence[str], float]):  # fmt: skip
+    """Left: accuracy by group when the norms (and biases) of a head are equalised by `strength`. Right: the decision
+    regions of a second head on 2-D features, `plane` = (weight, bias, counts, names, extent), treated the same way."""
+    flat_weight, flat_bias, flat_counts, flat_names, extent = plane
+    scale = 0.75 * extent / row_norms(flat_weight).max().item()
+
+    def accuracies(strength: float) -> dict[str, float]:
+        logits = features @ equalize_norms(weight, strength).T + equalize_biases(bias, strength)
+        return shot_accuracy(per_class_accuracy(logits.argmax(1), labels, len(bias)), counts)
+
+    def picture(figure: Figure):
+        left, right = figure.subplots(1, 2)
+        names = (*GROUPS, "all")
+        bars = left.bar(names, [0] * 4, color=[GROUP_COLORS[n] for n in names], hatch=[GROUP_HATCHES[n] for n in names],
+                        edgecolor="white")  # fmt: skip
+        left.set(ylim=(0, 100), ylabel="test accuracy in %", title="26 letters, 64 features")
+        for bar, start in zip(bars, accuracies(0.0).values(), strict=True):
+            left.hlines(100 * start, bar.get_x(), bar.get_x() + bar.get_width(), color="black", linestyle=":")
+        right.set_title(f"{len(flat_names)} letters, 2 features")
+        artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, scale)
+
+        def update(strength: float) -> str:
+            now = accuracies(strength)
+            for bar, value in zip(bars, now.values(), strict=True):
+                bar.set_height(100 * value)
+            move_feature_plane(artists, equalize_norms(flat_weight, strength), equalize_biases(flat_bias, strength))
+            values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in now.items())
+            return f"Norms equalised by {strength:.2f}: {values}. Dotted lines: the trained classifier."
+
+        return update
+
+    return picture

@@ -1,0 +1,145 @@
+"""How good is a classifier when classes differ in size? Accuracy by class, by group, over time, and in an open world.
+
+Predictions and labels are int64 (N,) tensors on one device. An average over nothing is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+GROUPS = ("many", "medium", "few")
+
+
+def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Share of right answers in each class, the recall: float32 (num_classes,), NaN for a class without images.
+
+    Raises:
+        ValueError: different shapes, or a label outside 0 .. num_classes - 1.
+    """
+    _check_pair(predictions, labels)
+    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+        raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {num_classes - 1}")
+    total = torch.bincount(labels, minlength=num_classes)
+    right = torch.bincount(labels[predictions == labels], minlength=num_classes)
+    return right / total  # 0 / 0 is NaN
+
+
+def shot_accuracy(
+    per_class: Tensor, class_counts: Tensor | Sequence[int], *, many: int = 100, few: int = 20
+) -> dict[str, float]:
+    """Mean accuracy of the classes with many (> 100), medium (20 to 100) and few (< 20) *training* images.
+
+    Args:
+        per_class: (C,) accuracy of each class, 0 to 1.
+        class_counts: (C,) training images of each class.
+        many, few: the borders.
+
+    Returns:
+        {"many", "medium", "few", "all"}, 0 to 1. "all" is the mean over all classes, the balanced accuracy. A group
+        without classes is NaN.
+
+    The borders are those of Kang et al. 2020. Differs from the released OLTR code (Liu et al. 2019), where a class
+    with exactly 100 images counts as many and one with exactly 20 as few.
+    """
+    per_class, groups = torch.as_tensor(per_class), shot_groups(class_counts, many=many, few=few)
+    if per_class.shape != groups.shape:
+        raise ValueError(f"per_class: got shape {tuple(per_class.shape)}; allowed: {tuple(groups.shape)}")
+    means = {name: per_class[groups.to(per_class.device) == g].mean().item() for g, name in enumerate(GROUPS)}
+    return means | {"all": per_class.mean().item()}
+
+
+def shot_groups(class_counts: Tensor | Sequence[int], *, many: int = 100, few: int = 20) -> Tensor:
+    """int64 (C,): 0 for a class with more than `many` training images, 2 with fewer than `few`, 1 in between."""
+    counts = torch.as_tensor(class_counts)
+    if counts.ndim != 1 or not (counts >= 0).all():
+        raise ValueError(f"class_counts: got {counts.tolist()}; allowed: one number of at least 0 for each class")
+    if few > many + 1:
+        raise ValueError(f"few: got {few} with many={many}; allowed: at most {many + 1}")
+    return torch.where(counts > many, 0, torch.where(counts < few, 2, 1))
+
+
+def balanced_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> float:
+    """Mean of the accuracies of the classes that occur in `labels`, 0 to 1: every class weighs the same."""
+    return per_class_accuracy(predictions, labels, num_classes).nanmean().item()
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Expected calibration error, 0 to 1: how far confidence is from accuracy (Guo et al. 2017, equation 3).
+
+    probabilities: (N, C), rows sum to 1. Images go into `bins` equal intervals of their largest probability; the error
+    is the mean of |accuracy - confidence| over the bins, weighted by their numbers of images.
+    """
+    if bins < 1:
+        raise ValueError(f"bins: got {bins}; allowed: at least 1")
+    if probabilities.ndim != 2 or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
+        raise ValueError("probabilities: allowed: shape (N, C) with rows that sum to 1 (softmax of the logits)")
+    confidence, predictions = probabilities.max(1)
+    _check_pair(predictions, labels)
+    right = (predictions == labels).to(confidence.dtype)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=confidence.dtype, device=labels.device).index_add(0, bin_of, right - confidence)
+    return (gaps.abs().sum() / len(labels)).item()
+
+
+def average_incremental_accuracy(accuracies: Sequence[float]) -> float:
+    """Mean of the accuracies measured after each phase, each over all classes seen so far (Rebuffi et al. 2017).
+
+    Whether the base phase is among them is the caller's choice: say which.
+    """
+    if not len(accuracies):
+        raise ValueError("accuracies: got none; allowed: one for each phase")
+    return sum(accuracies) / len(accuracies)
+
+
+def forgetting(per_phase: Tensor) -> float:
+    """Mean drop of the old tasks from their best accuracy to the last one (Chaudhry et al. 2018, equation 3).
+
+    per_phase: (P, P), row p holds the accuracies on the classes of phases 0 .. p after phase p; NaN for later ones.
+    """
+    per_phase = torch.as_tensor(per_phase)
+    if per_phase.ndim != 2 or per_phase.shape[0] != per_phase.shape[1] or len(per_phase) < 2:
+        raise ValueError(f"per_phase: got shape {tuple(per_phase.shape)}; allowed: (P, P) with P of at least 2")
+    best = per_phase[:-1, :-1].nan_to_num(-math.inf).amax(0)
+    return (best - per_phase[-1, :-1]).mean().item()
+
+
+def open_set_f_measure(predictions: Tensor, labels: Tensor) -> float:
+    """F-measure of the released OLTR code (Liu et al. 2019, version of 2020), 0 to 1; -1 means "open", unknown class.
+
+    TP: known and right. FP: known and wrong (rejected ones too). FN: open but accepted as known. This is not the F1
+    score: precision is the accuracy on known images, and "false negatives" are accepted open images.
+    """
+    _check_pair(predictions, labels)
+    known = labels != -1
+    true_positive = (known & (predictions == labels)).sum().item()
+    false_positive = (known & (predictions != labels)).sum().item()
+    false_negative = (~known & (predictions != -1)).sum().item()
+    if not true_positive:
+        return 0.0 if len(labels) else math.nan
+    precision = true_positive / (true_positive + false_positive)
+    recall = true_positive / (true_positive + false_negative)
+    return 2 * precision * recall / (precision + recall)
+
+
+def open_set_auroc(confidence: Tensor, is_open: Tensor) -> float:
+    """Chance that a known image gets more confidence than an open one, 0 to 1; 0.5 is guessing; NaN without both kinds.
+
+    confidence: (N,), larger means "known". is_open: bool (N,).
+    """
+    _check_pair(confidence, is_open)
+    if is_open.all() or not is_open.any():
+        return math.nan
+    return float(roc_auc_score((~is_open).cpu().numpy(), confidence.cpu().numpy()))
+
+
+def _check_pair(predictions: Tensor, labels: Tensor) -> None:
+    if predictions.shape != labels.shape or labels.ndim != 1:
+        raise ValueError(
+            f"predictions: got shape {tuple(predictions.shape)} beside labels of shape {tuple(labels.shape)}; "
+            "allowed: one prediction for each label, both of shape (N,)"
+        )

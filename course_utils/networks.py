@@ -1,0 +1,123 @@
+"""Backbones that turn an image into a feature vector. The classifier on top is always `model.head`.
+
+Every network is `features -> head`: `model.features(x)` gives the (B, D) feature vectors, `model(x)` the (B, C)
+logits. Methods of the course change the head, the loss or the sampler, and leave the backbone alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ImageClassifier(nn.Module):
+    """A backbone and a head. `feature_dim` is D, the length of a feature vector; `num_classes` is C."""
+
+    def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, head: nn.Module | None = None):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes: got {num_classes}; allowed: at least 1")
+        self.backbone = backbone
+        self.feature_dim, self.num_classes = feature_dim, num_classes
+        self.head = nn.Linear(feature_dim, num_classes) if head is None else head
+        self.to(memory_format=torch.channels_last)  # convolutions are faster that way
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) float images to (B, D) features."""
+        return self.backbone(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) float images to (B, C) logits."""
+        return self.head(self.features(images))
+
+
+class MLP(ImageClassifier):
+    """Two hidden layers with ReLU: pixels -> 128 -> 64 features. The fastest network of the course."""
+
+    def __init__(
+        self, num_classes: int, *, in_features: int = 784, hidden: int = 128, feature_dim: int = 64, head=None
+    ):
+        backbone = nn.Sequential(
+            nn.Flatten(), nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, feature_dim), nn.ReLU()
+        )
+        super().__init__(backbone, feature_dim, num_classes, head)
+
+
+def _conv(in_channels: int, out_channels: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
+    """Convolution, batch normalisation, ReLU."""
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+class SmallCNN(ImageClassifier):
+    """Three convolutions (5x5, 3x3, 3x3; 16, 32, 64 channels), each halving the map, then its mean: 64 features.
+
+    Small on purpose: 26 letters in 20 epochs take seconds on one CPU thread.
+    `feature_dim` other than None adds one linear layer without an activation, so that features can be drawn in
+    the plane (`feature_dim=2`).
+    """
+
+    def __init__(
+        self, num_classes: int, *, in_channels: int = 1, width: int = 16, feature_dim: int | None = None, head=None
+    ):
+        layers = [
+            *_conv(in_channels, width, stride=2, kernel=5),
+            *_conv(width, 2 * width, stride=2),
+            *_conv(2 * width, 4 * width, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        ]
+        if feature_dim is not None:
+            layers.append(nn.Linear(4 * width, feature_dim))
+        super().__init__(nn.Sequential(*layers), feature_dim or 4 * width, num_classes, head)
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions and a shortcut without weights ("option A"): every second pixel, zeros as new channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride, self.new_channels = stride, out_channels - in_channels
+        self.first = nn.Sequential(*_conv(in_channels, out_channels, stride))
+        self.second = nn.Sequential(*_conv(out_channels, out_channels)[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.stride != 1 or self.new_channels:
+            half = self.new_channels // 2
+            shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.new_channels - half))
+        return F.relu(self.second(self.first(x)) + shortcut)
+
+
+class ResNet32(ImageClassifier):
+    """The CIFAR ResNet-32 of He et al. 2016 (section 4.2): 3 stages of 5 blocks, 16, 32 and 64 channels, D = 64.
+
+    Kaiming-normal weights as in the released LDAM code (Cao et al. 2019). About 0.46 million parameters.
+    """
+
+    def __init__(self, num_classes: int, *, in_channels: int = 3, head=None):
+        layers: list[nn.Module] = _conv(in_channels, 16)
+        channels = 16
+        for width in (16, 32, 64):
+            for block in range(5):
+                layers.append(_Residual(channels, width, stride=2 if block == 0 and width > 16 else 1))
+                channels = width
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(nn.Sequential(*layers), 64, num_classes, head)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many trainable numbers `model` holds."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's first parameter: where its input has to be."""
+    return next(model.parameters()).device

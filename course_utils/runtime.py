@@ -1,0 +1,145 @@
+"""Where and how the course runs: device, precision, threads, seed and profile, chosen once by `start()`.
+
+No other file of the course picks a device. Everything else takes tensors and works where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from packaging.requirements import Requirement
+from tqdm.auto import tqdm
+
+PROFILES = ("default", "full")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `start()` decided. `precision` is the dtype for autocast: float32 means none."""
+
+    notebook: str | None
+    device: torch.device
+    seed: int
+    profile: str
+    threads: int
+    precision: torch.dtype
+
+    def pick(self, default: T, full: T) -> T:
+        """The value for this profile: `default` for a laptop, `full` for a GPU and more patience."""
+        return full if self.profile == "full" else default
+
+    def __str__(self) -> str:
+        name = f"notebook {self.notebook} · " if self.notebook else ""
+        precision = str(self.precision).removeprefix("torch.")
+        return (
+            f"{name}device {self.device} · precision {precision} · profile {self.profile} · "
+            f"seed {self.seed} · threads {self.threads}"
+        )
+
+
+def available_devices() -> list[str]:
+    """Names that `start(device=...)` accepts here, the preferred one first."""
+    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names = ["cuda", *names] if names else []
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return [*names, "cpu"]
+
+
+def start(
+    notebook: str | None = None, *, seed: int = 0, device: str | None = None, profile: str | None = None
+) -> Run:
+    """Choose the device, seed Python, NumPy and torch, set the threads, and print one line that says so.
+
+    Args:
+        notebook: its number, such as "01"; only for the printed line.
+        seed: at least 0.
+        device: "cuda", "cuda:1", "mps" or "cpu"; by default the best one there is.
+        profile: "default" (a laptop, the budgets of the course) or "full" (longer training, more data).
+
+    The environment variables COURSE_DEVICE and COURSE_PROFILE win over the arguments, so that one can run all
+    notebooks elsewhere without editing them. COURSE_THREADS sets the CPU threads: 1 by default, because the
+    course runs seeds in parallel processes, and threads of several processes slow each other down.
+
+    Raises:
+        ValueError: a device that is not here, an unknown profile, a negative seed or thread count.
+    """
+    profile = os.environ.get("COURSE_PROFILE") or profile or "default"
+    if profile not in PROFILES:
+        raise ValueError(f"profile: got {profile!r}; allowed: {', '.join(PROFILES)}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: got {seed!r}; allowed: an integer of at least 0")
+    names = available_devices()
+    device = os.environ.get("COURSE_DEVICE") or device or names[0]
+    if device not in names:
+        raise ValueError(f"device: {device!r} is not on this machine; here: {', '.join(names)}")
+    threads = os.environ.get("COURSE_THREADS", "1")
+    if not threads.isdecimal() or int(threads) < 1:
+        raise ValueError(f"COURSE_THREADS: got {threads!r}; allowed: an integer of at least 1")
+
+    torch.set_num_threads(int(threads))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    run = Run(notebook, torch.device(device), seed, profile, int(threads), torch.bfloat16 if half else torch.float32)
+    print(run)
+    return run
+
+
+def check_environment() -> list[tuple[str, str, str]]:
+    """What a notebook needs: rows (thing, what was found, advice). An empty advice means that all is well."""
+    rows = []
+    try:
+        requirements = metadata.requires("longtail-course") or []
+    except metadata.PackageNotFoundError:
+        return [("the course", "missing", "needs to be installed: run `python course.py lab`")]
+    for text in requirements:
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(need.name)
+            fits = need.specifier.contains(found, prereleases=True)
+        except metadata.PackageNotFoundError:
+            found, fits = "missing", False
+        rows.append((need.name, found, "" if fits else f"needs {need.specifier}: run `python course.py lab` again"))
+    device, cores = available_devices()[0], os.cpu_count() or 1
+    slow = "" if device != "cpu" or cores > 1 else "one core: expect twice the times that the notebooks state"
+    return [*rows, ("device", f"{device}, {cores} cores", slow)]
+
+
+def progress_bar(total: int, unit: str, *, done: int = 0, delay: float = 0.0) -> tqdm:
+    """A bar that goes away when it is full. COURSE_QUIET=1 hides all bars: the tests and `course.py run` set it."""
+    quiet = bool(os.environ.get("COURSE_QUIET"))
+    return tqdm(total=total, initial=done, unit=unit, leave=False, delay=delay, disable=quiet)
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write(file)` on a temporary file beside `path`, then rename it: a reader sees all of it or nothing.
+
+    Raises:
+        OSError: the folder cannot be written to; the message names it. An older file at `path` stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}. Is the folder read-only or full?") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""One readable training loop, `fit()`, and two ways to read a trained network: `predict()` and `extract_features()`.
+
+`fit()` knows neither the device nor the method. Methods come in as a loss, a sampler, a head or a schedule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Augmentation, Batches, random_shift, to_float
+from .data import LabeledImages
+from .networks import device_of
+from .runtime import progress_bar, write_atomically
+from .sampling import EpochSampler, InstanceBalancedSampler
+
+History = list[dict[str, float]]
+
+
+def cosine_schedule(epoch: int, epochs: int) -> float:
+    """Factor of the learning rate in `epoch` (0-based) of `epochs`: 1 at the start, close to 0 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def constant_schedule(epoch: int, epochs: int) -> float:
+    """Factor 1 in every epoch."""
+    return 1.0
+
+
+def fit(
+    model: nn.Module,
+    train: LabeledImages,
+    *,
+    epochs: int = 20,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    sampler: EpochSampler | None = None,
+    augment: Augmentation | None = random_shift,
+    schedule: Callable[[int, int], float] = cosine_schedule,
+    precision: torch.dtype = torch.float32,
+    seed: int = 0,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Train `model` in place with SGD and return one dictionary for each epoch.
+
+    Args:
+        model: already on its device. `train` has to be there too: `dataset.to(run.device)`.
+        epochs, batch_size, lr, momentum, weight_decay: of SGD. An epoch is as long as the sampler says.
+        loss: function (logits (B, C), labels (B,)) -> scalar; cross-entropy by default. If it has `set_epoch`, that is
+            called with the 0-based epoch first, so a loss may change over time.
+        sampler: instance-balanced by default.
+        augment: function (uint8 images, generator) -> uint8 images, or None.
+        schedule: function (epoch, epochs) -> factor of lr, a pure function.
+        precision: dtype for autocast, `run.precision`; float32 means no autocast.
+        seed: order, augmentation and dropout of epoch e depend on (seed, e) alone. Torch's global generator is left
+            as it was. Weights are drawn when the model is made: seed before that.
+        evaluate: called after every epoch; its numbers join that epoch's dictionary.
+        checkpoint: file written after every epoch. If it exists, training goes on where it stopped, and ends with the
+            same numbers as an uninterrupted run on the same device.
+        progress: show a bar if training takes more than two seconds.
+
+    Returns:
+        [{"epoch": 0, "lr": ..., "loss": mean over the epoch's images, "seconds": ..., **evaluate(model)}, ...]
+
+    Raises:
+        ValueError: an argument out of range, model and data on different devices, or a checkpoint that another
+            network or other settings wrote.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs: got {epochs}; allowed: at least 1")
+    if not lr > 0:
+        raise ValueError(f"lr: got {lr}; allowed: above 0")
+    device = device_of(model)
+    if train.images.device != device:
+        raise ValueError(f"train: images on {train.images.device}, model on {device}; use train.to({str(device)!r})")
+    sampler = sampler or InstanceBalancedSampler(train.labels, seed=seed)
+    generator = torch.Generator()
+    batches = Batches(train, batch_size, sampler=sampler, augment=augment, generator=generator)
+    loss = loss or nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=_fused(device))
+    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed,
+                "weight_decay": weight_decay, "images": len(train)}  # fmt: skip
+    history: History = []
+    if checkpoint is not None and Path(checkpoint).exists():
+        history = _load_checkpoint(Path(checkpoint), model, optimizer, settings)
+
+    bar = progress_bar(epochs, "epoch", done=len(history), delay=2) if progress else contextlib.nullcontext()
+    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for epoch in range(len(history), epochs):
+            started = time.perf_counter()
+            factor = schedule(epoch, epochs)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            for part in (sampler, loss):
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(epoch)
+            torch.manual_seed(seed * 1_000_003 + epoch)
+            generator.manual_seed(seed * 1_000_003 + epoch)
+            mean_loss = _one_epoch(model, batches, loss, optimizer, precision)
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
+            row = {"epoch": epoch, "lr": lr * factor, "loss": mean_loss, "seconds": time.perf_counter() - started}
+            history.append(row | (evaluate(model) if evaluate else {}))
+            if checkpoint is not None:
+                _save_checkpoint(Path(checkpoint), model, optimizer, settings, history)
+            if progress:
+                bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+                bar.update()
+    return history
+
+
+def _one_epoch(model: nn.Module, batches: Batches, loss, optimizer, precision: torch.dtype) -> float:
+    model.train()
+    total, seen = torch.zeros((), device=batches.dataset.labels.device), 0
+    for images, labels in batches:
+        with _autocast(images.device, precision):
+            value = loss(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        total += value.detach() * len(labels)  # stays on the device: reading it here would stop a GPU at every batch
+        seen += len(labels)
+    return total.item() / seen
+
+
+def _autocast(device: torch.device, precision: torch.dtype):
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, precision)
+
+
+def _fused(device: torch.device) -> bool:
+    """One kernel for the whole step: where torch has it."""
+    return device.type in ("cpu", "cuda")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards the model is in the mode in which it came."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    with evaluating(model):
+        return torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
+
+
+def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
+    """Logits float32 (N, C) of all images, in evaluation mode, without augmentation."""
+    return _over_batches(model, model, dataset.images, batch_size)
+
+
+def extract_features(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
+    """Features float32 (N, D) of all images, in evaluation mode, without augmentation."""
+    return _over_batches(model.features, model, dataset.images, batch_size)
+
+
+def _save_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict, history: History) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings, "history": history}
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def _load_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict) -> History:
+    try:
+        state = torch.load(path, map_location=device_of(model), weights_only=True)
+        saved, shapes = state["settings"], {k: v.shape for k, v in state["model"].items()}
+    except Exception as error:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
+    mine = {k: v.shape for k, v in model.state_dict().items()}
+    if shapes != mine:
+        odd = sorted(k for k in shapes.keys() | mine.keys() if shapes.get(k) != mine.get(k))
+        raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(odd[:3])}")
+    if saved != settings:
+        odd = [f"{k}={saved.get(k)} instead of {v}" for k, v in settings.items() if saved.get(k) != v]
+        raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd)}")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["history"]

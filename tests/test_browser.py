@@ -1,0 +1,261 @@
+"""A reader's view: JupyterLab in a headless browser runs notebook 01, and its sliders move pictures.
+
+Skipped where there is no Chromium or Chrome. COURSE_BROWSER_SHOTS=folder keeps pictures of the whole notebook there.
+"""
+
+import ipaddress
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from course_utils.build import find_notebooks
+
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+
+FLAGS = [  # no sandbox, as in containers; and nothing that reaches out by itself
+    "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--no-proxy-server",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
+SETTINGS = {  # every cell in the page, also those out of sight; no question about news in a corner
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+MOVES = 20
+ERROR = "[data-mime-type='application/vnd.jupyter.error']"
+FINISHED = f"""() => document.querySelector("{ERROR}") || [...document.querySelectorAll('.jp-NotebookPanel .jp-CodeCell')]
+    .every(cell => /\\[\\d+\\]:/.test(cell.querySelector('.jp-InputPrompt').textContent))"""
+SENTENCE = """box => [...box.children].filter(child => !child.matches('img') && !child.querySelector('.noUi-handle, select'))
+    .map(child => child.textContent).join(' ')"""
+WATCH = """(box, timeout) => {  // the time from a key press to the next picture, loaded and decoded
+    const image = box.querySelector('img'), before = image.src
+    let pressed
+    document.addEventListener('keydown', () => { pressed = performance.now() }, {once: true, capture: true})
+    window.nextPicture = new Promise((resolve, reject) => {
+        setTimeout(() => reject(new Error('no new picture after a key press')), timeout)
+        image.addEventListener('load', async () => {
+            await image.decode()
+            resolve({milliseconds: performance.now() - pressed, changed: image.src !== before})
+        }, {once: true})
+    })
+    window.nextPicture.catch(() => {})
+}"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_it_answers(server, address, log, seconds=120):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with opener.open(address, timeout=5) as answer:
+                return answer.status
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"JupyterLab does not answer:\n{log.read_text('utf-8', 'replace')}")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab with settings of its own: (folder that it serves, function from a file name to its address)."""
+    home = tmp_path_factory.mktemp("lab")
+    folder, token, port = home / "notebooks", os.urandom(16).hex(), free_port()
+    folder.mkdir()
+    for name, values in SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values), encoding="utf-8")
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+           "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
+    variables = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", **{key: str(home / name) for key, name in own.items()}}
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
+    if hasattr(os, "getuid") and os.getuid() == 0:
+        command.append("--allow-root")
+    log = home / "lab.log"
+    with open(log, "wb") as output:
+        server = subprocess.Popen(command, cwd=home, env=variables, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until_it_answers(server, f"http://127.0.0.1:{port}/api/status?token={token}", log)
+        yield folder, lambda name: f"http://127.0.0.1:{port}/lab/tree/{name}?reset&token={token}"
+    finally:
+        server.terminate()  # it ends its kernels first
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that remembers what went wrong in it, and whom it asked."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1500})
+    page.wrong, page.asked = [], set()
+    page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("request", lambda request: page.asked.add(request.url))
+    page.on("websocket", lambda websocket: page.asked.add(websocket.url))
+    yield page
+    page.close()
+
+
+def is_here(url):
+    host = urlsplit(url).hostname
+    return host is None or host == "localhost" or ipaddress.ip_address(host).is_loopback  # None: data: and blob:
+
+
+def run_all(page, nb, folder, address, name, seconds=600):
+    """Open a notebook without outputs, run it, and return how many seconds it took; every cell has to be run."""
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(nb, folder / name)
+    page.goto(address(name), timeout=120_000)
+    page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(timeout=120_000)
+    page.get_by_text("| Idle").first.wait_for(timeout=120_000)
+    start = time.perf_counter()
+    page.locator(".lm-MenuBar-item", has_text="Run").click()
+    page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
+    page.wait_for_function(FINISHED, timeout=1000 * seconds)
+    assert page.locator(ERROR).all_text_contents() == []
+    prompts = page.locator(".jp-NotebookPanel .jp-CodeCell .jp-InputPrompt").all_text_contents()
+    assert prompts == [f"[{k}]:" for k in range(1, 1 + sum(cell.cell_type == "code" for cell in nb.cells))]
+    return time.perf_counter() - start
+
+
+def sliders(page):
+    """The boxes that `explore()` made, each with its picture in place."""
+    boxes = page.locator(".jp-OutputArea-output .widget-vbox:has(> img)").all()
+    for box in boxes:
+        box.scroll_into_view_if_needed()
+        box.evaluate("async box => await box.querySelector('img').decode()")
+    return boxes
+
+
+def press(page, box, control, key, timeout=20_000):
+    """Milliseconds from the key to the decoded picture."""
+    box.evaluate(WATCH, timeout)
+    control.press(key)
+    answer = page.evaluate("window.nextPicture")
+    assert answer["changed"], "the picture was loaded anew, but is the same"
+    return answer["milliseconds"]
+
+
+def move(page, box, handle, moves):
+    """Press the right arrow until the end of the slider, then the left one, and so on."""
+    key, milliseconds = "ArrowRight", []
+    for _ in range(moves):
+        now, lowest, highest = (float(handle.get_attribute(f"aria-value{name}")) for name in ("now", "min", "max"))
+        key = "ArrowRight" if now <= lowest else "ArrowLeft" if now >= highest else key
+        milliseconds.append(press(page, box, handle, key))
+    return milliseconds
+
+
+def keep_pictures(page, name):
+    """Pictures of the whole notebook, part by part, into the folder COURSE_BROWSER_SHOTS."""
+    folder = Path(os.environ["COURSE_BROWSER_SHOTS"])
+    folder.mkdir(parents=True, exist_ok=True)
+    panel = page.locator(".jp-WindowedPanel-outer").first
+    height, whole = panel.evaluate("panel => [panel.clientHeight, panel.scrollHeight]")
+    for k, top in enumerate(range(0, whole, height - 60)):
+        panel.evaluate("(panel, top) => panel.scrollTo({top, behavior: 'instant'})", top)
+        page.screenshot(path=folder / f"{name}_{k:02d}.png")
+
+
+def test_notebook_01_runs_and_its_sliders_move_pictures(lab, page, record_property):
+    folder, address = lab
+    (path,) = find_notebooks(["01"])
+    nb = nbformat.read(path, as_version=4)
+    widgets = sum("widget" in cell.metadata.get("tags", []) for cell in nb.cells)
+    seconds = run_all(page, nb, folder, address, path.name)
+    record_property("note", f"{path.stem} in the browser: Run All took {seconds:.0f} s")
+    boxes = sliders(page)
+    assert len(boxes) == widgets > 0
+    for k, box in enumerate(boxes, 1):
+        handles = box.locator(".noUi-handle").all()
+        assert handles, "no slider"
+        for handle in handles:
+            before = box.evaluate(SENTENCE)
+            move(page, box, handle, 1)
+            assert box.evaluate(SENTENCE) != before, "the sentence stays"
+        for menu in box.locator("select").all():
+            press(page, box, menu, "ArrowDown")
+        times = move(page, box, handles[-1], MOVES)
+        median = statistics.median(times)
+        spread = f"{min(times):.0f} to {max(times):.0f}"
+        record_property("note", f"slider {k}, key to picture: median {median:.0f} ms of {MOVES} moves ({spread})")
+    if os.environ.get("COURSE_BROWSER_SHOTS"):
+        keep_pictures(page, path.stem)
+    assert page.wrong == []
+    assert [url for url in page.asked if not is_here(url)] == []
+
+
+# ---- the checks above do fail --------------------------------------------------------------------------------------
+
+PICTURE = """
+from course_utils.widgets import explore
+def picture(figure):
+    (line,) = figure.subplots().plot([0, 1], [0, 1])
+    def update(height):
+        line.set_ydata([0, {1: 1, 2: 2}[height]])
+        return "A line."
+    return update
+explore(picture, height=[1, 2, 3])
+"""
+
+
+def test_a_slider_without_answer_is_seen(lab, page):
+    folder, address = lab
+    run_all(page, new_notebook(cells=[new_code_cell(PICTURE)]), folder, address, "planted.ipynb")
+    (box,) = sliders(page)
+    handle, before = box.locator(".noUi-handle"), box.evaluate(SENTENCE)
+    assert press(page, box, handle, "ArrowRight") > 0  # from 1 to 2: fine, but the sentence stays
+    assert box.evaluate(SENTENCE) == before == "A line."
+    with pytest.raises(api.Error, match="no new picture after a key press"):
+        press(page, box, handle, "ArrowRight", timeout=3000)  # the picture fails at 3
+
+
+def test_an_error_in_a_cell_is_seen(lab, page):
+    folder, address = lab
+    nb = new_notebook(cells=[new_code_cell("1"), new_code_cell("1 / 0"), new_code_cell("2")])
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        run_all(page, nb, folder, address, "error.ipynb")
+
+
+def test_a_request_to_another_host_is_seen_and_gets_nowhere(lab, page):
+    failed = []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.goto(lab[1](""), timeout=120_000)
+    for host in ("example.org", "192.0.2.1"):
+        page.evaluate("url => fetch(url, {mode: 'no-cors'}).catch(() => 'refused')", f"http://{host}/")
+    outside = ["http://192.0.2.1/", "http://example.org/"]
+    assert sorted(url for url in page.asked if not is_here(url)) == sorted(failed) == outside
+    assert any("ERR_" in line for line in page.wrong)

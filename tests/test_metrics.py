@@ -1,0 +1,250 @@
+"""metrics.py against scikit-learn, slow references, and the borders of its definitions."""
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
+
+from course_utils.metrics import (
+    average_incremental_accuracy,
+    balanced_accuracy,
+    calibration_error,
+    forgetting,
+    open_set_auroc,
+    open_set_f_measure,
+    per_class_accuracy,
+    shot_accuracy,
+    shot_groups,
+)
+
+NAN = math.nan
+
+
+def some(n, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(classes, (2, n), generator=generator)
+
+
+def close(a, b, tolerance=1e-6):
+    return torch.allclose(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize(("n", "classes", "seed"), [(200, 7, 0), (31, 2, 1), (500, 40, 2)])
+def test_per_class_and_balanced_accuracy_agree_with_scikit_learn(n, classes, seed):
+    predictions, labels = some(n, classes, seed)
+    recalls = recall_score(labels, predictions, labels=range(classes), average=None, zero_division=NAN)
+    assert close(per_class_accuracy(predictions, labels, classes), recalls)
+    assert balanced_accuracy(predictions, labels, classes) == pytest.approx(
+        balanced_accuracy_score(labels, predictions), abs=1e-6
+    )
+
+
+def test_a_class_without_images_is_nan_and_not_part_of_the_balanced_accuracy():
+    predictions, labels = torch.tensor([0, 0, 3, 1]), torch.tensor([0, 0, 3, 3])
+    assert close(per_class_accuracy(predictions, labels, 4), [1, NAN, NAN, 0.5])
+    assert balanced_accuracy(predictions, labels, 4) == 0.75
+    nothing = torch.zeros(0, dtype=torch.long)
+    assert close(per_class_accuracy(nothing, nothing, 2), [NAN, NAN])
+    assert math.isnan(balanced_accuracy(nothing, nothing, 2))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ([0, 1], [0, 3], r"labels: got 0 to 3; allowed: 0 to 2"),
+        ([0, 1], [-1, 1], r"labels: got -1 to 1; allowed: 0 to 2"),
+        ([0, 1, 2], [0, 1], r"predictions: got shape \(3,\) beside labels of shape \(2,\)"),
+        ([[0, 1]], [[0, 1]], r"both of shape \(N,\)"),
+        ([0.0, 1.0], [0.0, 1.0], r"labels: got torch.float32"),
+    ],
+)
+def test_wrong_predictions_and_labels_are_refused(predictions, labels, message):
+    with pytest.raises(ValueError, match=message):
+        per_class_accuracy(torch.tensor(predictions), torch.tensor(labels), 3)
+
+
+# ---- many, medium, few ---------------------------------------------------------------------------------------------
+
+
+def test_classes_with_exactly_20_and_100_images_are_medium():
+    counts = [5000, 101, 100, 99, 21, 20, 19, 1]
+    assert shot_groups(counts).tolist() == [0, 0, 1, 1, 1, 1, 2, 2]
+    per_class = torch.tensor([0.1, 0.3, 0.2, 0.4, 0.6, 0.8, 0.5, 0.7])
+    groups = shot_accuracy(per_class, torch.tensor(counts))
+    assert groups == pytest.approx({"many": 0.2, "medium": 0.5, "few": 0.6, "all": 0.45})
+
+
+def test_the_borders_can_be_moved():
+    groups = shot_accuracy(torch.tensor([1.0, 0.5, 0.0]), [10, 5, 4], many=9, few=5)
+    assert groups == pytest.approx({"many": 1, "medium": 0.5, "few": 0, "all": 0.5})
+    assert shot_groups([5, 4], many=4, few=5).tolist() == [0, 2], "an empty middle is allowed"
+
+
+@pytest.mark.parametrize(
+    ("profile", "sizes"),
+    [((10, 5000, 0.01), (8, 2, 0)), ((100, 500, 0.01), (35, 35, 30)), ((100, 500, 0.02), (41, 41, 18))],
+)
+def test_the_groups_of_long_tailed_cifar_are_those_of_the_literature(profile, sizes):
+    classes, top, share = profile
+    counts = [int(top * share ** (j / (classes - 1))) for j in range(classes)]
+    assert torch.bincount(shot_groups(counts), minlength=3).tolist() == list(sizes)
+
+
+def test_an_empty_group_is_nan_and_not_zero():
+    groups = shot_accuracy(torch.tensor([0.5, 0.7]), [500, 300])
+    assert groups["many"] == pytest.approx(0.6)
+    assert math.isnan(groups["medium"]) and math.isnan(groups["few"])
+
+
+def test_a_class_without_test_images_does_not_spoil_its_group():
+    per_class = per_class_accuracy(torch.tensor([0, 0, 3]), torch.tensor([0, 0, 3]), 4)
+    groups = shot_accuracy(per_class, [500, 400, 50, 5])
+    assert groups["many"] == 1 and groups["few"] == 1 and math.isnan(groups["medium"])
+    assert groups["all"] == balanced_accuracy(torch.tensor([0, 0, 3]), torch.tensor([0, 0, 3]), 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"per_class": torch.ones(3), "class_counts": [1, 2]}, r"per_class: got shape \(3,\); allowed: \(2,\)"),
+        ({"per_class": torch.ones(2), "class_counts": [1, -2]}, r"class_counts: got \[1, -2\]"),
+        ({"per_class": torch.ones(2), "class_counts": [1, NAN]}, r"class_counts: got \[1.0, nan\]"),
+        ({"per_class": torch.ones(1), "class_counts": [1], "many": 10, "few": 12}, r"few: got 12 with many=10"),
+    ],
+)
+def test_wrong_groups_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        shot_accuracy(**arguments)
+
+
+# ---- calibration ---------------------------------------------------------------------------------------------------
+
+
+def slow_calibration_error(probabilities, labels, bins):
+    error = 0.0
+    for m in range(bins):
+        inside = [
+            i for i, p in enumerate(probabilities.tolist()) if m / bins < max(p) <= (m + 1) / bins or (m == 0 == max(p))
+        ]
+        if inside:
+            accuracy = sum(int(probabilities[i].argmax() == labels[i]) for i in inside) / len(inside)
+            confidence = sum(float(probabilities[i].max()) for i in inside) / len(inside)
+            error += len(inside) / len(labels) * abs(accuracy - confidence)
+    return error
+
+
+@pytest.mark.parametrize(("n", "classes", "bins"), [(60, 3, 7), (200, 10, 15), (40, 2, 1), (5, 4, 100)])
+def test_calibration_error_agrees_with_a_slow_reference(n, classes, bins):
+    generator = torch.Generator().manual_seed(n)
+    probabilities = (3 * torch.randn(n, classes, generator=generator, dtype=torch.float64)).softmax(1)
+    labels = torch.randint(classes, (n,), generator=generator)
+    want = slow_calibration_error(probabilities, labels, bins)
+    assert want > 0.01
+    assert calibration_error(probabilities, labels, bins=bins) == pytest.approx(want, abs=1e-9)
+
+
+def test_calibration_error_of_the_sure_and_right_is_0_and_of_the_sure_and_wrong_1():
+    probabilities, right = torch.eye(4), torch.arange(4)
+    assert calibration_error(probabilities, right) == 0
+    assert calibration_error(probabilities, right.flip(0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "options", "message"),
+    [
+        (torch.randn(4, 3), torch.zeros(4).long(), {}, "probabilities: allowed: .*rows that sum to 1"),
+        (torch.full((4, 3), NAN), torch.zeros(4).long(), {}, "probabilities: allowed"),
+        (torch.ones(4), torch.zeros(4).long(), {}, "probabilities: allowed: shape"),
+        (torch.ones(4, 1), torch.zeros(3).long(), {}, "one prediction for each label"),
+        (torch.ones(4, 1), torch.zeros(4).long(), {"bins": 0}, "bins: got 0; allowed: at least 1"),
+    ],
+)
+def test_wrong_probabilities_are_refused(probabilities, labels, options, message):
+    with pytest.raises(ValueError, match=message):
+        calibration_error(probabilities, labels, **options)
+
+
+# ---- over time -----------------------------------------------------------------------------------------------------
+
+
+def test_average_incremental_accuracy_is_the_mean_over_phases():
+    assert average_incremental_accuracy([0.9, 0.7, 0.5]) == pytest.approx(0.7)
+    with pytest.raises(ValueError, match="accuracies: got none"):
+        average_incremental_accuracy([])
+
+
+@pytest.mark.parametrize("phases", [2, 3, 6])
+def test_forgetting_agrees_with_a_slow_reference(phases):
+    table = torch.rand(phases, phases, generator=torch.Generator().manual_seed(phases))
+    later = torch.ones(phases, phases).triu(1).bool()
+    table[later] = NAN
+    drops = [
+        max(float(table[row, task]) for row in range(task, phases - 1)) - float(table[-1, task])
+        for task in range(phases - 1)
+    ]
+    assert forgetting(table) == pytest.approx(sum(drops) / len(drops), abs=1e-6)
+
+
+def test_forgetting_is_negative_if_old_tasks_got_better():
+    assert forgetting(torch.tensor([[0.5, NAN], [0.75, 1.0]])) == -0.25
+
+
+@pytest.mark.parametrize("table", [torch.ones(1, 1), torch.ones(2, 3), torch.ones(3)])
+def test_forgetting_needs_a_square_of_two_phases(table):
+    with pytest.raises(ValueError, match=r"per_phase: got shape .*allowed: \(P, P\)"):
+        forgetting(table)
+
+
+def test_forgetting_refuses_a_task_that_was_never_measured():
+    with pytest.raises(ValueError, match="per_phase"):
+        forgetting(torch.tensor([[NAN, NAN], [0.5, 1.0]]))
+
+
+# ---- open world ----------------------------------------------------------------------------------------------------
+
+
+def slow_f_measure(predictions, labels):
+    """The released OLTR code in words: rejected known images are false positives, accepted open ones false negatives."""
+    true_positive = false_positive = false_negative = 0
+    for p, y in zip(predictions.tolist(), labels.tolist(), strict=True):
+        true_positive += y != -1 and p == y
+        false_positive += y != -1 and p != y
+        false_negative += y == -1 and p != -1
+    precision = true_positive / (true_positive + false_positive)
+    recall = true_positive / (true_positive + false_negative)
+    return 2 * precision * recall / (precision + recall + 1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_f_measure_agrees_with_a_slow_reference(seed):
+    predictions, labels = some(300, 5, seed) - 1
+    assert open_set_f_measure(predictions, labels) == pytest.approx(slow_f_measure(predictions, labels), abs=1e-9)
+
+
+def test_f_measure_by_hand():
+    labels = torch.tensor([0, 1, 2, -1, -1])
+    assert open_set_f_measure(labels, labels) == 1, "all known right, all open rejected"
+    nothing_rejected = torch.tensor([0, 1, 2, 0, 1])
+    assert open_set_f_measure(nothing_rejected, labels) == pytest.approx(2 * 1 * 0.6 / 1.6), "recall = TP / (TP + open)"
+    known_rejected = torch.tensor([0, 1, -1, -1, -1])
+    assert open_set_f_measure(known_rejected, labels) == pytest.approx(2 * 2 / 3 * 1 / (2 / 3 + 1))
+    assert open_set_f_measure(torch.full((5,), -1), labels) == 0, "everything rejected"
+
+
+def test_auroc_agrees_with_scikit_learn_in_every_precision():
+    generator = torch.Generator().manual_seed(0)
+    is_open = torch.rand(200, generator=generator) < 0.3
+    confidence = (torch.rand(200, generator=generator) - 0.3 * is_open).to(torch.bfloat16)
+    want = roc_auc_score((~is_open).numpy(), confidence.float().numpy())
+    assert 0.6 < want < 0.99
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert open_set_auroc(confidence.to(dtype), is_open) == pytest.approx(want)
+
+
+def test_auroc_is_1_if_known_is_always_surer_and_nan_with_one_kind_only():
+    confidence = torch.tensor([0.9, 0.8, 0.2])
+    assert open_set_auroc(confidence, torch.tensor([False, False, True])) == 1
+    assert open_set_auroc(confidence, torch.tensor([True, True, False])) == 0
+    assert math.isnan(open_set_auroc(confidence, torch.ones(3, dtype=torch.bool)))
+    assert math.isnan(open_set_auroc(confidence, torch.zeros(3, dtype=torch.bool)))

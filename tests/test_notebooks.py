@@ -1,0 +1,59 @@
+"""Every notebook of the course: how it is built, and one run as a reader leaves it who has solved everything.
+
+The notebooks as shipped are run, and their outputs compared, by nbval itself.
+"""
+
+import copy
+import importlib
+import pkgutil
+
+import pytest
+from notebook_gates import problems_of, problems_of_exercise, problems_of_run, read, run, solved
+
+import course_utils.exercises
+from course_utils.build import find_notebooks
+from course_utils.exercises.__main__ import exercises_of, sync
+
+NOTEBOOKS = find_notebooks()
+MODULES = [module.name for module in pkgutil.iter_modules(course_utils.exercises.__path__) if module.name[0] != "_"]
+EXERCISES = {
+    number: exercise
+    for module in MODULES
+    for number, exercise in importlib.import_module(f"course_utils.exercises.{module}").EXERCISES.items()
+}
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_notebooks_are_numbered_from_00():
+    assert [path.name[:3] for path in NOTEBOOKS] == [f"{n:02d}_" for n in range(len(NOTEBOOKS))] != []
+
+
+def test_exercises_belong_to_notebooks():
+    assert set(MODULES) <= {f"nb{path.name[:2]}" for path in NOTEBOOKS}
+
+
+@every_notebook
+def test_structure(path, record_property):
+    size = path.stat().st_size / 1000
+    if size > 300:
+        record_property("note", f"{path.stem}: {size:.0f} kB; 300 is the wish, 1000 the limit")
+    assert problems_of(read(path), path.stem) == []
+
+
+@every_notebook
+def test_solutions_to_unfold_are_those_of_the_package(path):
+    stale = sync(copy.deepcopy(read(path)), exercises_of(path))
+    assert stale == [], "run: python -m course_utils.exercises"
+
+
+@every_notebook
+def test_solved_and_every_slider_position_drawn(path, record_property):
+    exercises = exercises_of(path)
+    nb = solved(read(path), exercises)
+    record_property(f"solved {path.stem}", run(nb, path.parent))
+    assert problems_of_run(nb, exercises) == []
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_check_of_exercise(number):
+    assert list(problems_of_exercise(number, EXERCISES[number])) == []

@@ -1,0 +1,210 @@
+"""runtime.py: what start() decides and says, and files that are whole or not there. Also the rules of the house."""
+
+import ast
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils import runtime
+from course_utils.runtime import available_devices, start, write_atomically
+
+PACKAGE = Path(runtime.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in ("COURSE_DEVICE", "COURSE_PROFILE", "COURSE_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---- start() -------------------------------------------------------------------------------------------------------
+
+
+def test_start_says_in_one_line_what_it_decided(capsys):
+    run = start("01", seed=3, device="cpu")
+    line = "notebook 01 · device cpu · precision float32 · profile default · seed 3 · threads 1"
+    assert capsys.readouterr().out == line + "\n" == str(run) + "\n"
+    assert (run.device, run.seed, run.profile, run.threads) == (torch.device("cpu"), 3, "default", 1)
+    assert torch.get_num_threads() == 1
+    start(device="cpu")
+    assert capsys.readouterr().out.startswith("device cpu · "), "without a notebook there is nothing before the device"
+
+
+def test_start_takes_the_preferred_device_which_is_the_cpu_only_if_there_is_nothing_else():
+    assert start().device == torch.device(available_devices()[0])
+    assert available_devices()[-1] == "cpu"
+    assert (len(available_devices()) > 1) == (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def draws():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_a_seed_gives_the_same_numbers_in_python_numpy_and_torch():
+    seen = []
+    for seed in (5, 5, 6):
+        start(seed=seed, device="cpu")
+        seen.append(draws())
+    assert seen[0] == seen[1]
+    assert all(a != b for a, b in zip(seen[1], seen[2], strict=True))
+
+
+def test_a_seed_too_large_for_numpy_still_works():
+    assert start(seed=2**40, device="cpu").seed == 2**40
+
+
+def test_the_environment_wins_over_the_arguments(monkeypatch):
+    monkeypatch.setenv("COURSE_DEVICE", "cpu")
+    monkeypatch.setenv("COURSE_PROFILE", "full")
+    monkeypatch.setenv("COURSE_THREADS", "2")
+    run = start(device="no-such-device", profile="default")
+    assert (run.device.type, run.profile, run.threads) == ("cpu", "full", 2)
+    assert torch.get_num_threads() == 2
+
+
+def test_the_profile_picks():
+    assert start(device="cpu").pick(20, full=200) == 20
+    assert start(device="cpu", profile="full").pick(20, full=200) == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ({"device": "cuda:99"}, {}, r"device: 'cuda:99' is not on this machine; here: .*cpu"),
+        ({}, {"COURSE_DEVICE": "gpu"}, r"device: 'gpu' is not on this machine; here: .*cpu"),
+        ({"profile": "fast"}, {}, r"profile: got 'fast'; allowed: default, full"),
+        ({}, {"COURSE_PROFILE": "fast"}, r"profile: got 'fast'; allowed: default, full"),
+        ({"seed": -1}, {}, r"seed: got -1; allowed: an integer of at least 0"),
+        ({"seed": 1.5}, {}, r"seed: got 1.5; allowed: an integer"),
+        ({}, {"COURSE_THREADS": "0"}, r"COURSE_THREADS: got '0'; allowed: an integer of at least 1"),
+        ({}, {"COURSE_THREADS": "many"}, r"COURSE_THREADS: got 'many'"),
+    ],
+)
+def test_a_wrong_choice_is_named_and_changes_nothing(monkeypatch, arguments, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    random.seed(1)
+    before, threads = random.getstate(), torch.get_num_threads()
+    with pytest.raises(ValueError, match=message):
+        start(**arguments)
+    assert random.getstate() == before and torch.get_num_threads() == threads
+
+
+# ---- write_atomically() --------------------------------------------------------------------------------------------
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_written_and_replaced_and_missing_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.bin"
+    for content in (b"first, and longer", b"second"):
+        write_atomically(path, lambda file, content=content: file.write(content))
+        assert path.read_bytes() == content
+    assert names(path.parent) == ["a.bin"]
+
+
+def fails_half_way(error):
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("cannot be pickled"), "cannot be pickled"),
+        (OSError(28, "No space left on device"), r"cannot write .*a\.bin: No space left on device"),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_a_failure_half_way_leaves_the_old_file_and_nothing_else(tmp_path, error, message):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error), match=message):
+        write_atomically(path, fails_half_way(error))
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(OSError, match=r"cannot write .*a\.bin: .*read-only or full"):
+        write_atomically(tmp_path / "taken" / "a.bin", lambda file: file.write(b"x"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file permissions do not stop this user")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*a\.bin: Permission denied"):
+            write_atomically(tmp_path / "a.bin", lambda file: file.write(b"x"))
+    finally:
+        tmp_path.chmod(0o700)
+    assert names(tmp_path) == []
+
+
+# ---- rules of the house --------------------------------------------------------------------------------------------
+
+LAYERS = (
+    "runtime", "metrics", "profiles", "data", "batches", "sampling", "losses", "networks", "heads", "training", "decoupling",
+    "incremental", "openworld", "figures", "widgets", "exercises", "experiments",
+)  # fmt: skip
+MAY_PRINT = {"runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore"}
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+        path.read_text(encoding="utf-8")
+    )
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def imported_from_the_course(name, tree):
+    """Top-level names of the files that `name` imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside = ["course_utils", *name.split(".")]
+            is_package = (PACKAGE / Path(*name.split("."))).is_dir()
+            base = inside[: len(inside) - node.level + is_package] + (node.module or "").split(".")
+            full = [part for part in base if part]
+            yield from [full[1]] if len(full) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            yield from [module.split(".")[1] for module in modules if module.startswith("course_utils.")]
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "build"])
+def test_a_file_imports_only_from_files_below_it(name):
+    top = name.split(".")[0]
+    assert top in LAYERS, f"{name}: say in the design, and here, where it belongs"
+    used = set(imported_from_the_course(name, SOURCES[name])) - {top}
+    assert all(LAYERS.index(other) < LAYERS.index(top) for other in used), f"{name} imports from {used}"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "runtime"])
+def test_only_runtime_names_devices(name):
+    texts = [n.value for n in ast.walk(SOURCES[name]) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    named = {text for text in texts if text in ("cuda", "mps") or text.startswith("cuda:")}
+    calls = [n.func.attr for n in ast.walk(SOURCES[name]) if isinstance(n, ast.Call) and hasattr(n.func, "attr")]
+    assert "cuda" not in calls, f"{name} calls .cuda()"
+    assert not named or name == "training", f"{name} names {named}"  # training asks for a device's abilities
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_functions_do_not_print(name):
+    printing = set()
+    for outer in SOURCES[name].body:
+        for node in ast.walk(outer):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                printing.add(f"{name}.{getattr(outer, 'name', '')}")
+    assert name in MAY_PRINT or printing <= MAY_PRINT, f"printing: {printing}"

@@ -1,0 +1,435 @@
+"""training.py: one loop that can be repeated, stopped, killed and taken up again."""
+
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from course_utils.batches import to_float
+from course_utils.data import LabeledImages
+from course_utils.networks import MLP, ImageClassifier, SmallCNN
+from course_utils.sampling import ClassBalancedSampler, InstanceBalancedSampler
+from course_utils.training import constant_schedule, cosine_schedule, extract_features, fit, predict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in the same order everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def some_data(n=90, size=8):
+    """Three classes, each with a bright stripe of its own."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 3
+    images = torch.randint(120, (n, 1, size, size), dtype=torch.uint8, generator=generator)
+    for j in range(3):
+        images[labels == j, :, 2 * j : 2 * j + 2] += 120
+    return LabeledImages(images, labels, ("top", "middle", "low"))
+
+
+DATA = some_data()
+
+
+def mlp():
+    return MLP(3, in_features=64, hidden=8, feature_dim=4)
+
+
+def with_dropout():
+    return ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5)), 16, 3)
+
+
+def with_batch_norm():
+    return SmallCNN(3, width=4)
+
+
+NETWORKS = pytest.mark.parametrize("network", [mlp, with_dropout, with_batch_norm])
+
+
+def made(network, seed=0):
+    torch.manual_seed(seed)
+    return network()
+
+
+def train(network=mlp, model_seed=0, **options):
+    model = made(network, model_seed)
+    return model, fit(model, DATA, **{"epochs": 4, "batch_size": 16, "progress": False} | options)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def without_seconds(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
+@NETWORKS
+def test_the_loss_falls_and_the_network_learns(network):
+    model, history = train(network, epochs=8, augment=None)
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert (predict(model, DATA).argmax(1) == DATA.labels).float().mean() > 0.8
+    assert [row["epoch"] for row in history] == list(range(8)) and all(row["seconds"] > 0 for row in history)
+
+
+def test_it_is_the_plain_loop_of_the_textbook():
+    """At other than the default settings: SGD on shuffled batches, one learning rate an epoch."""
+    settings = {"lr": 0.05, "momentum": 0.7, "weight_decay": 3e-3}
+    model, history = train(epochs=3, batch_size=25, seed=7, augment=None, schedule=lambda e, n: 1 / (e + n), **settings)
+
+    slow, losses = made(mlp), []
+    optimizer = torch.optim.SGD(slow.parameters(), **settings)
+    for epoch in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 / (epoch + 3)
+        sampler, total = InstanceBalancedSampler(DATA.labels, seed=7), 0.0
+        sampler.set_epoch(epoch)
+        for start in range(0, 90, 25):
+            chosen = list(sampler)[start : start + 25]
+            loss = F.cross_entropy(slow(DATA.images[chosen] / 127.5 - 1), DATA.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(chosen)
+        losses.append(total / 90)
+    for mine, theirs in zip(model.parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert [row["loss"] for row in history] == pytest.approx(losses, abs=1e-5)
+    assert [row["lr"] for row in history] == pytest.approx([0.05 / 3, 0.05 / 4, 0.05 / 5])
+
+
+@NETWORKS
+def test_a_seed_gives_the_same_weights_whatever_happened_before(network):
+    first, history = train(network, seed=1)
+    torch.rand(100)
+    second, again = train(network, seed=1)
+    other, _ = train(network, seed=2)
+    assert same(first, second) and without_seconds(history) == without_seconds(again)
+    assert not same(first, other)
+
+
+def test_nothing_but_the_model_changes(capfd):
+    images, labels = DATA.images.clone(), DATA.labels.clone()
+    model = made(with_dropout)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    fit(model, DATA, epochs=2, progress=False, evaluate=lambda m: {"x": float(torch.rand(()))})
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    assert torch.equal(DATA.images, images) and torch.equal(DATA.labels, labels)
+    assert next(model.parameters()).device == DATA.images.device
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_model_stays_in_its_mode(mode):
+    model = made(with_dropout).train(mode)
+    fit(model, DATA, epochs=1, progress=False)
+    assert all(module.training is mode for module in model.modules())
+
+
+def test_it_trains_in_training_mode_even_if_the_model_comes_in_evaluation_mode():
+    model = made(with_dropout).eval()
+    fit(model, DATA, epochs=4, batch_size=16, progress=False)
+    assert same(model, train(with_dropout)[0])
+
+
+class SpySampler(InstanceBalancedSampler):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.epochs = []
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.epochs.append(epoch)
+
+
+class SpyLoss(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+def test_schedule_sampler_and_loss_hear_of_every_epoch_and_evaluate_joins_the_history():
+    asked, evaluated = [], []
+    sampler, loss = SpySampler(DATA.labels, num_samples=20), SpyLoss()
+
+    def schedule(epoch, epochs):
+        asked.append((epoch, epochs))
+        return 0.5**epoch
+
+    def evaluate(model):
+        evaluated.append(model)
+        return {"answer": 42.0 + len(evaluated)}
+
+    model, history = train(epochs=3, lr=0.2, sampler=sampler, loss=loss, schedule=schedule, evaluate=evaluate)
+    assert sampler.epochs == loss.epochs == [0, 1, 2]
+    assert set(asked) == {(0, 3), (1, 3), (2, 3)}
+    assert evaluated == [model] * 3
+    assert [row["lr"] for row in history] == pytest.approx([0.2, 0.1, 0.05])
+    assert [row["answer"] for row in history] == [43, 44, 45]
+
+
+def test_loss_sampler_and_augmentation_make_a_difference():
+    plain, _ = train()
+    for options in (
+        {"loss": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))},
+        {"sampler": ClassBalancedSampler(DATA.labels)},
+        {"augment": None},
+        {"precision": torch.bfloat16},
+    ):
+        assert not same(plain, train(**options)[0]), f"{options} changed nothing"
+
+
+def test_bfloat16_trains_float32_weights():
+    model, history = train(with_batch_norm, epochs=6, precision=torch.bfloat16, augment=None)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_frozen_layers_stay():
+    model = made(mlp)
+    model.backbone.requires_grad_(False)
+    before = [p.clone() for p in model.backbone.parameters()]
+    fit(model, DATA, epochs=1, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.backbone.parameters(), strict=True))
+
+
+def test_schedules_at_their_borders():
+    assert cosine_schedule(0, 10) == 1 and cosine_schedule(5, 10) == pytest.approx(0.5)
+    assert cosine_schedule(9, 10) == pytest.approx(0.5 * (1 + math.cos(0.9 * math.pi)))
+    values = [cosine_schedule(epoch, 7) for epoch in range(7)]
+    assert values == sorted(values, reverse=True) and values[-1] > 0, "no epoch is trained at a rate of 0"
+    assert {constant_schedule(epoch, 7) for epoch in range(7)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: got 0; allowed: at least 1"),
+        ({"lr": 0}, "lr: got 0; allowed: above 0"),
+        ({"lr": math.nan}, "lr: got nan"),
+        ({"batch_size": 0}, "batch_size: got 0"),
+        ({"sampler": InstanceBalancedSampler(torch.zeros(91).long())}, "sampler: .*91.*90"),
+    ],
+)
+def test_wrong_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+
+
+def test_model_and_data_have_to_be_on_one_device():
+    with pytest.raises(ValueError, match=r"train: images on cpu, model on meta; use train.to\('meta'\)"):
+        fit(mlp().to("meta"), DATA)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 1e30}, {"loss": lambda z, y: F.cross_entropy(z, y) * math.nan}], ids=["large lr", "nan loss"]
+)
+def test_a_loss_that_is_no_number_stops_and_is_not_saved(options, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch \d: lr=.* may be too large"):
+        train(epochs=3, checkpoint=tmp_path / "run.pt", **options)
+    if (tmp_path / "run.pt").exists():
+        saved = torch.load(tmp_path / "run.pt", weights_only=True)
+        assert all(math.isfinite(row["loss"]) for row in saved["history"])
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def accuracy(model):
+    """NumPy's floats, as scikit-learn returns them."""
+    return {"accuracy": np.mean((predict(model, DATA).argmax(1) == DATA.labels).numpy())}
+
+
+def stops_after(epochs):
+    calls = []
+
+    def evaluate(model):
+        calls.append(1)
+        if len(calls) > epochs:
+            raise Stop
+        return accuracy(model)
+
+    return evaluate
+
+
+@NETWORKS
+@pytest.mark.parametrize("k", [1, 3])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(network, k, tmp_path):
+    whole, history = train(network, epochs=5, evaluate=accuracy)
+    with pytest.raises(Stop):
+        train(network, epochs=5, evaluate=stops_after(k), checkpoint=tmp_path / "run.pt")
+    resumed, again = train(network, model_seed=99, epochs=5, evaluate=accuracy, checkpoint=tmp_path / "run.pt")
+    assert same(whole, resumed)
+    assert without_seconds(again) == without_seconds(history)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_finished_run_is_read_and_not_trained(tmp_path):
+    done, history = train(checkpoint=tmp_path / "run.pt")
+    before = (tmp_path / "run.pt").read_bytes()
+    model, again = train(model_seed=99, checkpoint=tmp_path / "run.pt", loss=lambda z, y: 1 / 0)
+    assert same(model, done) and again == history and (tmp_path / "run.pt").read_bytes() == before
+
+
+KILLED_WHILE_WRITING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from test_training import train, accuracy, with_dropout
+epochs = []
+def evaluate(model):
+    epochs.append(1)
+    if len(epochs) == 3:
+        os.fsync = lambda file: os.kill(os.getpid(), 9)
+    return accuracy(model)
+import torch
+torch.set_num_threads(1)
+train(with_dropout, epochs=5, evaluate=evaluate, checkpoint=sys.argv[2])
+"""
+
+
+def test_a_run_that_was_killed_while_writing_goes_on_from_the_file_before(tmp_path):
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(Path(__file__).parent), str(tmp_path / "run.pt")]
+    killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120)
+    assert killed.returncode not in (0, 1), killed.stderr.decode()
+    assert len(torch.load(tmp_path / "run.pt", weights_only=True)["history"]) == 2
+    whole, history = train(with_dropout, epochs=5, evaluate=accuracy)
+    resumed, again = train(with_dropout, model_seed=99, epochs=5, evaluate=accuracy, checkpoint=tmp_path / "run.pt")
+    assert same(whole, resumed) and without_seconds(again) == without_seconds(history)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 5}, "written with other settings: epochs=4 instead of 5"),
+        ({"lr": 0.01, "seed": 3}, "written with other settings: lr=0.1 instead of 0.01, seed=0 instead of 3"),
+        ({"network": with_dropout}, r"belongs to another network; it differs in backbone\.1\.bias"),
+        ({"network": lambda: MLP(3, in_features=64, hidden=8, feature_dim=5)}, "belongs to another network"),
+        ({"sampler": ClassBalancedSampler(DATA.labels)}, "written with other settings: sampler="),
+        ({"loss": nn.MultiMarginLoss()}, "written with other settings: loss="),
+        ({"augment": None}, "written with other settings: augment="),
+        ({"schedule": constant_schedule}, "written with other settings: schedule="),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused_and_left_alone(options, message, tmp_path):
+    path = tmp_path / "run.pt"
+    train(checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"checkpoint: .*run\.pt .*{message}"):
+        train(checkpoint=path, **options)
+    assert path.read_bytes() == before
+
+
+def test_the_checkpoint_of_other_data_is_refused(tmp_path):
+    train(checkpoint=tmp_path / "run.pt")
+    other = LabeledImages(DATA.images, DATA.labels.clamp(max=1), DATA.class_names)
+    with pytest.raises(ValueError, match="written with other settings: "):
+        fit(made(mlp), other, epochs=4, batch_size=16, progress=False, checkpoint=tmp_path / "run.pt")
+
+
+class Mischief:
+    def __reduce__(self):
+        return os.mkdir, ("mischief-done",)
+
+
+def garbage(path):
+    path.write_bytes(b"garbage" * 100)
+
+
+def nothing(path):
+    path.write_bytes(b"")
+
+
+def half(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def something_else(path):
+    torch.save([1, 2, 3], path)
+
+
+def only_weights(path):
+    torch.save({"model": mlp().state_dict()}, path)
+
+
+def without_history(path):
+    state = torch.load(path, weights_only=True)
+    del state["history"]
+    torch.save(state, path)
+
+
+def mischief(path):
+    torch.save({"model": {}, "settings": Mischief(), "optimizer": {}, "history": []}, path)
+
+
+@pytest.mark.parametrize(
+    "damage", [garbage, nothing, half, something_else, only_weights, without_history, mischief]
+)
+def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(damage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run.pt"
+    train(checkpoint=path)
+    damage(path)
+    before, model = path.read_bytes(), made(mlp)
+    with pytest.raises(ValueError, match=r"checkpoint: .*run\.pt is not a checkpoint of fit\(\)"):
+        fit(model, DATA, epochs=4, batch_size=16, progress=False, checkpoint=path)
+    assert path.read_bytes() == before and same(model, made(mlp))
+    assert not (tmp_path / "mischief-done").exists(), "code in a checkpoint must not run"
+
+
+# ---- reading a trained network -------------------------------------------------------------------------------------
+
+
+@NETWORKS
+@pytest.mark.parametrize("batch_size", [1, 7, 90, 512])
+def test_predict_and_extract_features_equal_a_slow_loop(network, batch_size):
+    model, _ = train(network, epochs=1)
+    logits, features = (f(model, DATA, batch_size=batch_size) for f in (predict, extract_features))
+    model.eval()
+    with torch.no_grad():
+        one_by_one = [to_float(image[None]) for image in DATA.images]
+        assert torch.allclose(logits, torch.cat([model(x) for x in one_by_one]), atol=1e-4)
+        assert torch.allclose(features, torch.cat([model.features(x) for x in one_by_one]), atol=1e-4)
+    assert logits.dtype == features.dtype == torch.float32
+    assert not logits.requires_grad and not features.requires_grad
+
+
+def test_reading_leaves_every_module_in_its_mode_and_running_statistics_alone():
+    model = made(with_batch_norm)
+    model.train()
+    model.backbone[1].eval()  # a frozen layer
+    modes = [module.training for module in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    predict(model, DATA), extract_features(model, DATA)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_the_mode_comes_back_after_an_error():
+    model = made(mlp)
+    with pytest.raises(RuntimeError):
+        predict(model, some_data(size=9))
+    assert model.training and torch.is_grad_enabled()
