@@ -35,7 +35,8 @@ GROUP_LABELS = {"many": "many (> 100 images)", "medium": "medium (20 to 100)", "
 SERIES_COLORS = (GREY, SKY, ORANGE, PURPLE, BLUE, GREEN, VERMILLION)
 
 STYLE = {
-    "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True, "font.size": 10,
+    "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08, "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.axisbelow": True, "legend.frameon": False, "hatch.linewidth": 0.6, "image.interpolation": "nearest",
 }  # fmt: skip
@@ -182,24 +183,27 @@ def move_feature_plane(artists: dict, weight: Tensor, bias: Tensor) -> None:
 
 
 def course_map(axes: Axes) -> Axes:
-    """The notebooks as boxes on a path: the problem, four ways to repair it, the choice."""
+    """The notebooks as boxes on a path: the problem, ways to repair it, the choice."""
     boxes = {
-        "01": (0.5, 1.0, "the problem", "weight-norm bias", VERMILLION),
-        "02": (3.2, 2.6, "the classifier", "cosine normalization", BLUE),
-        "03": (6.4, 2.6, "new classes arrive", "LUCIR: less-forget,\ninter-class separation", PURPLE),
-        "04": (3.2, 1.0, "features or classifier?", "samplers,\ntau-normalization", BLUE),
-        "05": (3.2, -0.6, "the loss", "LDAM and DRW", GREEN),
-        "06": (6.4, 0.2, "the open world", "OLTR memory", ORANGE),
-        "07": (9.4, 1.0, "the choice", "all methods,\nyour own data", GREY),
+        "01": (0.0, 1.0, "the problem", "weight-norm bias", VERMILLION),
+        "02": (1.0, 2.0, "the classifier", "cosine normalization", BLUE),
+        "04": (1.0, 1.0, "features or classifier?", "samplers, tau-normalization", BLUE),
+        "05": (1.0, 0.0, "the loss", "LDAM and DRW", GREEN),
+        "03": (2.0, 2.0, "new classes arrive", "LUCIR", PURPLE),
+        "06": (2.0, 1.0, "the open world", "OLTR memory", ORANGE),
+        "07": (3.0, 1.0, "the choice", "all methods, your data", GREY),
     }
-    paths = ("01 02", "01 04", "01 05", "02 03", "02 06", "04 06", "03 07", "06 07", "05 07")
-    for first, second in map(str.split, paths):
-        (x, y, *_), (to_x, to_y, *_) = boxes[first], boxes[second]
-        axes.annotate("", (to_x, to_y), (x + 2.2, y), arrowprops={"arrowstyle": "->", "color": GREY, "shrinkB": 2})
+    drawn = {}
     for number, (x, y, question, methods, color) in boxes.items():
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 2}
-        axes.text(x + 1.1, y, f"{number} · {question}\n{methods}", ha="center", va="center", fontsize=9, bbox=box)
-    axes.set(xlim=(0, 12), ylim=(-1.4, 3.4))
+        text = f"{number} · {question}\n{methods}"
+        drawn[number] = axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box, zorder=3)
+    for first, second in (pair.split() for pair in ("01 02", "01 04", "01 05", "02 03", "02 06", "04 06", "03 07",
+                                                    "06 07", "05 07")):  # fmt: skip
+        ends = {"patchA": drawn[first].get_bbox_patch(), "patchB": drawn[second].get_bbox_patch()}
+        arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 3, "shrinkB": 3, **ends}
+        axes.annotate("", boxes[second][:2], boxes[first][:2], arrowprops=arrow)
+    axes.set(xlim=(-0.4, 3.4), ylim=(-0.4, 2.4))
     axes.axis("off")
     return axes
 
@@ -217,6 +221,8 @@ def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = (
             axes.stairs(sorted(compare, reverse=True), np.arange(len(compare) + 1) - 0.5, color="black")
         for border in (100, 20):
             axes.axhline(border, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xlim(-0.6, num_classes - 0.4)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(yscale="log", ylim=(0.7, 2 * max_count), xlabel="class, from head to tail", ylabel="training images")
         group_legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

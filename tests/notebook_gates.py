@@ -167,7 +167,8 @@ def _outputs(nb, number, exercises):
         for output in cell.outputs:
             if output.output_type == "error":
                 yield f"cell {i} shows an error"
-            if MACHINE_PATH.search(str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))):
+            texts = [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
+            if MACHINE_PATH.search(" ".join([output.get("text", ""), *texts])):
                 yield f"cell {i} shows a path of one machine"
             for kind in (k for k in output.get("data", {}) if k.startswith("image/")):
                 if not str(output.metadata.get(kind, {}).get("alt", "")).strip():
@@ -195,19 +196,22 @@ def _metadata(nb, number, exercises):
 
 def _code(nb, number, exercises):
     for i, cell in code_cells(nb):
-        if not tree(cell).body and not cell.source.lstrip().startswith("#"):
+        nodes = list(ast.walk(tree(cell)))
+        if len(nodes) == 1 and re.search(r"^\s*[^#\s]", cell.source, re.MULTILINE):
             yield f"cell {i} is not plain Python: no magics, no shell commands"
         if "://" in cell.source:
             yield f"cell {i} has a URL"
-        for node in ast.walk(tree(cell)):
+        inside_f = {id(part) for n in nodes if isinstance(n, ast.JoinedStr) for part in n.values}
+        for node in nodes:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
             for name in (str(name).split(".")[0] for name in names):
                 if name in BANNED_IMPORTS:
                     yield f"cell {i} imports {name}: {BANNED_IMPORTS[name]}"
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-            if re.fullmatch(r"(cuda|mps)(:\d+)?", text) or called(node) in ("cuda", "mps", "device"):
+            if re.fullmatch(r"(cuda|mps)(:\d+)?", text) or called(node) in ("cuda", "device"):
                 yield f"cell {i} picks a device: take run.device"
-            if MACHINE_PATH.search(text) or re.match(r"/\w+$|~", text) or called(node) in ("home", "expanduser"):
+            absolute = id(node) not in inside_f and re.match(r"/\w+$|~[/\\]", text)
+            if absolute or MACHINE_PATH.search(text) or called(node) in ("home", "expanduser"):
                 yield f"cell {i} has a path of one machine"
             if isinstance(node, ast.keyword) and ast.unparse(node) == "download=True":
                 yield f"cell {i} downloads"

@@ -90,7 +90,7 @@ def test_augmentation_is_the_same_for_the_same_generator_and_leaves_the_images_a
 def test_without_a_sampler_every_image_comes_once_in_order_and_the_last_batch_is_small(data):
     batches = list(Batches(data, 4))
     assert [len(labels) for _, labels in batches] == [4, 4, 2] and len(Batches(data, 4)) == 3
-    assert sum((numbers(images) for images, _ in batches), []) == list(range(10))
+    assert [n for images, _ in batches for n in numbers(images)] == list(range(10))
     assert torch.equal(torch.cat([labels for _, labels in batches]), data.labels)
     images, labels = batches[0]
     assert images.dtype == torch.float32 and images.device == labels.device == data.labels.device
@@ -110,7 +110,7 @@ def test_without_a_sampler_every_image_comes_once_in_order_and_the_last_batch_is
 def test_any_sampler_decides_what_is_shown(data, sampler):
     batches = Batches(data, 4, sampler=sampler)
     got = list(batches)
-    shown = sum((numbers(images) for images, _ in got), [])
+    shown = [n for images, _ in got for n in numbers(images)]
     assert len(shown) == len(sampler) and len(batches) == len(got) == -(-len(sampler) // 4)
     assert torch.equal(torch.cat([labels for _, labels in got]), data.labels[shown])
     if type(sampler) in (InstanceBalancedSampler, ClassBalancedSampler, SequentialSampler):

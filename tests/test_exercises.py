@@ -135,7 +135,7 @@ def stub(*_arguments):
 @pytest.mark.parametrize("answer", [stub, ALL["0.1"].mutants[0], lambda counts: 1 / 0, None])
 def test_for_teachers_anything_but_a_right_answer_raises(answer, capsys, monkeypatch):
     monkeypatch.setenv("COURSE_REQUIRE_SOLUTIONS", "1")
-    with pytest.raises(Wrong, match="Exercise 0.1: "):
+    with pytest.raises(Wrong, match=r"Exercise 0\.1: "):
         check("0.1", answer)
     assert capsys.readouterr().out == ""
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -61,7 +63,7 @@ GRID = """
 def score(seed):
     return {"score": seed + 1}
 
-rows = run_grid(score, seed=range(3), jobs=1, progress=False)
+rows = run_grid(score, seed=range(3), jobs=1)
 assert [row["score"] for row in rows] == [1, 2, 3]
 """
 UNFOLD = "<details>\n<summary>{}</summary>\n\n{}\n\n</details>\n\n"
@@ -198,7 +200,7 @@ replacing("free", "print", "\n" * 20 + "print", "cell {free}: 21 lines of code, 
 for marker in ("raises-exception", "nbval-raises-exception", "nbval-skip", "skip-execution"):
     tagging("free", None, marker, f"cell {{free}} is marked {marker}")
 replacing("free", "print", "# NBVAL_SKIP\nprint", "cell {free} is marked NBVAL_... in a comment")
-for magic in ("%matplotlib inline", "!ls", "%pip install x", "pip install x", "conda install x"):
+for magic in ("%matplotlib inline", "# what is here\n!ls", "%pip install x", "pip install x", "conda install x"):
     replacing("free", "print", f"{magic}\nprint", "cell {free} is not plain Python: no magics, no shell commands")
 replacing("free", "print", "# https://example.org\nprint", "cell {free} has a URL")
 replacing("free", "print", "import warnings\nprint", "cell {free} imports warnings: mend the cause of a warning")
@@ -209,6 +211,7 @@ for device in ("model.cuda()", "model.to('cuda')", "x = 'cuda:1'", "y = {'device
     replacing("free", "print", f"{device}\nprint", "cell {free} picks a device: take run.device")
 for place in ("'/home/me/data'", "'/data'", "r'C:\\data'", "'~/data'", "Path.home()"):
     replacing("free", "print", f"x = {place}\nprint", "cell {free} has a path of one machine")
+replacing("free", "print", "x = f'{1}/data'\nprint")  # part of a relative path: no complaint
 replacing("free", "print", "load_images('letters', 'train', download=True)\nprint", "cell {free} downloads")
 replacing("naive", "![a dot]", "![]", "cell {naive}: an image without alt text")
 replacing("naive", "![a dot](dot.png)", '<img src="dot.png">', "cell {naive}: an image without alt text")
@@ -410,10 +413,12 @@ def nbval_failures(good, tmp_path_factory):
     nbformat.write(nb, folder / "changed.ipynb")
     network = [CONNECT, RESOLVE, WORKER, LOOPBACK]
     nbformat.write(notebook(*(code(f"n-{k}", source) for k, source in enumerate(network))), folder / "network.ipynb")
-    options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), f"--junitxml={folder / 'results.xml'}"]
-    command = [sys.executable, "-m", "pytest", *options, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), "-p", "conftest"]
+    command = [sys.executable, "-m", "pytest", *options, f"--junitxml={folder / 'results.xml'}", str(folder)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}  # the guard comes from our conftest alone
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^changed +90 +\d+\.\d +-$", done.stdout, re.MULTILINE), "no line in the table of times"
     cases = ElementTree.parse(folder / "results.xml").iter("testcase")
     return {(c.get("classname").removesuffix(".ipynb"), c.get("name")): "".join(c.itertext()) for c in cases}
 
@@ -443,6 +448,14 @@ def test_no_network_in_the_tests_themselves():
         with pytest.raises(OSError, match=r"the course's tests allow no network: sendto to 192\.0\.2\.1"):
             sock.sendto(b"hello", ("192.0.2.1", 53))
         sock.sendto(b"hello", ("127.0.0.1", 53))
+
+
+def test_the_guard_runs_the_sitecustomize_that_it_hides(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('the hidden one')")
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "network_guard"), str(tmp_path)])}
+    command = [sys.executable, "-c", "import socket; print(socket.guarded_by_the_course)"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n") == ["the hidden one", "True", ""]
 
 
 # ---- the run with solutions and swept sliders ----------------------------------------------------------------------

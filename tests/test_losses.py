@@ -81,5 +81,5 @@ def test_wrong_counts_are_refused(weigh, counts, message):
 
 @pytest.mark.parametrize("beta", [1.0, -0.1, math.nan])
 def test_beta_outside_its_range_is_refused(beta):
-    with pytest.raises(ValueError, match="beta: got .*allowed: at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"beta: got .*allowed: at least 0 and below 1"):
         effective_number_weights([5, 3], beta)

@@ -205,7 +205,7 @@ def test_forgetting_refuses_a_task_that_was_never_measured():
 
 
 def slow_f_measure(predictions, labels):
-    """The released OLTR code in words: rejected known images are false positives, accepted open ones false negatives."""
+    """As in the released OLTR code: false positives include rejected known images."""
     true_positive = false_positive = false_negative = 0
     for p, y in zip(predictions.tolist(), labels.tolist(), strict=True):
         true_positive += y != -1 and p == y

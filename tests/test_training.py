@@ -291,7 +291,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(network, k, tmp_p
 def test_a_finished_run_is_read_and_not_trained(tmp_path):
     done, history = train(checkpoint=tmp_path / "run.pt")
     before = (tmp_path / "run.pt").read_bytes()
-    model, again = train(model_seed=99, checkpoint=tmp_path / "run.pt", loss=lambda z, y: 1 / 0)
+    evaluate = lambda model: 1 / 0  # noqa: E731
+    model, again = train(model_seed=99, checkpoint=tmp_path / "run.pt", evaluate=evaluate)
     assert same(model, done) and again == history and (tmp_path / "run.pt").read_bytes() == before
 
 
@@ -385,9 +386,7 @@ def mischief(path):
     torch.save({"model": {}, "settings": Mischief(), "optimizer": {}, "history": []}, path)
 
 
-@pytest.mark.parametrize(
-    "damage", [garbage, nothing, half, something_else, only_weights, without_history, mischief]
-)
+@pytest.mark.parametrize("damage", [garbage, nothing, half, something_else, only_weights, without_history, mischief])
 def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(damage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "run.pt"

@@ -1,0 +1,1 @@
+"""Our form against the common form, side by side in one run: `python -m benchmarks training`."""

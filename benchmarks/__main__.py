@@ -1,0 +1,18 @@
+"""`python -m benchmarks NAME [options]`, from the project's folder."""
+
+import sys
+
+from . import training
+
+BENCHMARKS = {"training": training.main}
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] not in BENCHMARKS:
+        print(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [--help]", file=sys.stderr)
+        return 2
+    return BENCHMARKS[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
