@@ -84,7 +84,6 @@ def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
     code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code_cells:
         cell.outputs, cell.execution_count = [], None
-    os.environ["COURSE_QUIET"] = "1"  # no half-filled progress bars among the outputs
     NotebookClient(
         notebook,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
@@ -92,7 +91,7 @@ def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
         record_timing=False,
         force_raise_errors=True,
         resources={"metadata": {"path": str(path.parent)}},
-    ).execute(cleanup_kc=True)
+    ).execute(cleanup_kc=True, env=os.environ | {"COURSE_QUIET": "1"})  # no half-filled progress bars in the outputs
 
     notebook.metadata.pop("widgets", None)  # the state of the sliders, pictures included: large, and not needed
     notebook.metadata.get("language_info", {}).pop("version", None)

@@ -65,7 +65,7 @@ def run_grid(
             results[i] = json.loads(path.read_text(encoding="utf-8"))["result"]
 
     todo = [i for i in range(len(cells)) if i not in results]
-    calls = (joblib.delayed(_one_cell)(i, function, cells[i], dict(fixed or {})) for i in todo)
+    calls = (joblib.delayed(_one_cell)(i, function, cells[i], dict(fixed or {}), os.getpid()) for i in todo)
     jobs = max(1, min(jobs or _default_jobs(), len(todo)))
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     with progress_bar(len(cells), "run", done=len(results)) as bar:
@@ -87,9 +87,11 @@ def _default_jobs() -> int:
     return max(1, min(jobs, 4) if torch.cuda.is_available() else jobs)
 
 
-def _one_cell(index: int, function: Callable, settings: dict, fixed: dict) -> tuple[int, dict]:
-    """Runs in a worker process."""
-    torch.set_num_threads(1)
+def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, parent: int) -> tuple[int, dict]:
+    """Runs in a worker process, or in the parent if there is one job only."""
+    if os.getpid() != parent:
+        torch.set_num_threads(1)
+        os.environ["COURSE_QUIET"] = "1"  # one bar for the grid, none for each run
     return index, dict(function(**fixed, **settings))
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
@@ -32,7 +33,6 @@ GROUP_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION, "all": "#22222
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
 GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
 GROUP_LABELS = {"many": "many (> 100 images)", "medium": "medium (20 to 100)", "few": "few (< 20)", "all": "all"}
-SERIES_COLORS = (GREY, SKY, ORANGE, PURPLE, BLUE, GREEN, VERMILLION)
 
 STYLE = {
     "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True,
@@ -68,13 +68,16 @@ def group_of(counts: Sequence[int]) -> list[str]:
 
 
 def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts: Sequence[int], *, ylabel: str,
-               order: Sequence[int] | None = None) -> Axes:  # fmt: skip
-    """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right."""
+               order: Sequence[int] | None = None, label_few: bool = False) -> Axes:  # fmt: skip
+    """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right.
+    `label_few` writes the values of the few group above its bars, which may be too low to see."""
     order = list(range(len(names))) if order is None else list(order)
     groups = group_of(counts)
     for place, j in enumerate(order):
         color = GROUP_COLORS[groups[j]]
         axes.bar(place, values[j], color=color, hatch=GROUP_HATCHES[groups[j]], edgecolor="white", linewidth=0)
+        if label_few and groups[j] == "few":
+            axes.annotate(f"{values[j]:g}", (place, values[j]), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(order)), [names[j] for j in order])
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.grid(axis="x", visible=False)
@@ -82,10 +85,14 @@ def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts
     return axes
 
 
-def group_legend(axes: Axes, names: Sequence[str] = GROUPS, **options) -> Axes:
-    """Legend of the three groups: colour and marker."""
-    handles = [Line2D([], [], color=GROUP_COLORS[n], marker=GROUP_MARKERS[n], linestyle="", label=GROUP_LABELS[n])
-               for n in names]  # fmt: skip
+def group_legend(axes: Axes, names: Sequence[str] = GROUPS, *, bars: bool = False, **options) -> Axes:
+    """Legend of the groups: colour and marker, or colour and hatch for bars."""
+    if bars:
+        handles = [Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], edgecolor="white", label=GROUP_LABELS[n])
+                   for n in names]  # fmt: skip
+    else:
+        handles = [Line2D([], [], color=GROUP_COLORS[n], marker=GROUP_MARKERS[n], linestyle="", label=GROUP_LABELS[n])
+                   for n in names]  # fmt: skip
     axes.legend(handles=handles, **options)
     return axes
 
@@ -99,7 +106,7 @@ def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]
     for row, (_method, seeds) in enumerate(results.items()):
         for k, group in enumerate(groups):
             values = [100 * seed[group] for seed in seeds]
-            height = row + 0.13 * (k - (len(groups) - 1) / 2)
+            height = row + 0.2 * (k - (len(groups) - 1) / 2)
             style = {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group], "linestyle": ""}
             axes.plot(values, [height] * len(values), markersize=4, alpha=0.45, **style)
             axes.plot(np.mean(values), height, markersize=9, **style)
@@ -110,12 +117,23 @@ def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]
     return axes
 
 
+def group_lines(axes: Axes, x: Sequence[float], results: Sequence[Mapping[str, float]]) -> Axes:
+    """Accuracy by group along a setting: one `shot_accuracy()` dictionary for each value of x."""
+    for group in (*GROUPS, "all"):
+        axes.plot(x, [100 * result[group] for result in results], color=GROUP_COLORS[group],
+                  marker=GROUP_MARKERS[group], markersize=5, label=GROUP_LABELS[group])  # fmt: skip
+    axes.set_ylim(0, 102)
+    axes.legend(loc="lower right")
+    return axes
+
+
 def letter_scatter(axes: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str],
-                   counts: Sequence[int]) -> Axes:  # fmt: skip
-    """Classes as points with their names beside them, in the colour and marker of their group."""
+                   counts: Sequence[int], labels: str | Sequence[str]) -> Axes:  # fmt: skip
+    """Classes as points in the colour and marker of their group; the names in `labels` are written beside theirs."""
     for name, group, px, py in zip(names, group_of(counts), x, y, strict=True):
         axes.plot(px, py, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markersize=5, linestyle="")
-        axes.annotate(name, (px, py), textcoords="offset points", xytext=(5, 3), fontsize=8)
+        if name in labels:
+            axes.annotate(name, (px, py), textcoords="offset points", xytext=(4, 2), fontsize=9)
     return axes
 
 
@@ -218,13 +236,14 @@ def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = (
         axes = figure.subplots()
         bars = axes.bar(range(num_classes), [1] * num_classes)
         if len(compare):
-            axes.stairs(sorted(compare, reverse=True), np.arange(len(compare) + 1) - 0.5, color="black")
+            axes.stairs(sorted(compare, reverse=True), np.arange(len(compare) + 1) - 0.5, color="black", label="English")
+            axes.add_artist(axes.legend(loc="upper right"))
         for border in (100, 20):
             axes.axhline(border, color="black", linewidth=0.8, linestyle=":")
         axes.set_xlim(-0.6, num_classes - 0.4)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(yscale="log", ylim=(0.7, 2 * max_count), xlabel="class, from head to tail", ylabel="training images")
-        group_legend(axes, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        group_legend(axes, bars=True, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
         def update(profile: str, ratio: float) -> str:
             make = {"exponential": exponential_counts, "step": step_counts}[profile]
@@ -241,7 +260,7 @@ def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = (
 
 def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, counts: Sequence[int],
                  plane: tuple[Tensor, Tensor, Sequence[int], Sequence[str], float]):  # fmt: skip
-    """Left: accuracy by group when the norms (and biases) of a head are equalised by `strength`. Right: the decision
+    """Left: accuracy by group when the norms (and biases) of a head are equalized by `strength`. Right: the decision
     regions of a second head on 2-D features, `plane` = (weight, bias, counts, names, extent), treated the same way."""
     flat_weight, flat_bias, flat_counts, flat_names, extent = plane
     scale = 0.75 * extent / row_norms(flat_weight).max().item()
@@ -267,7 +286,7 @@ def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor,
                 bar.set_height(100 * value)
             move_feature_plane(artists, equalize_norms(flat_weight, strength), equalize_biases(flat_bias, strength))
             values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in now.items())
-            return f"Norms equalised by {strength:.2f}: {values}. Dotted lines: the trained classifier."
+            return f"Norms and biases equalized by {strength:.2f}: {values}. Dotted lines: the trained classifier."
 
         return update
 

@@ -22,7 +22,7 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
     """Bring the row norms together; directions stay.
 
     ||w_j|| becomes ||w_j||^(1 - strength) * g^strength, where g is the geometric mean of the norms. strength 0 changes
-    nothing, 1 makes all norms equal. Up to one common factor this is the tau-normalisation of Kang et al. 2020
+    nothing, 1 makes all norms equal. Up to one common factor this is the tau-normalization of Kang et al. 2020
     (equation 4) with tau = strength.
 
     Raises:

@@ -45,7 +45,7 @@ class MLP(ImageClassifier):
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
-    """Convolution, batch normalisation, ReLU."""
+    """Convolution, batch normalization, ReLU."""
     return [
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),

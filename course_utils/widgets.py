@@ -18,6 +18,7 @@ Moving artists instead of drawing anew, and sending finished PNG bytes, takes ab
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
 import os
@@ -61,7 +62,7 @@ def explore(picture: Picture, *, size: tuple[float, float] = (8, 3.6), start: di
         picture: see the top of this file.
         size: of the figure, in inches (100 dots each).
         start: first position of a setting; by default its first value.
-        **positions: for each setting the values that its slider can take. Text values get a drop-down list.
+        **positions: for each setting the values that its slider can take.
 
     With COURSE_SWEEP_WIDGETS=1 in the environment every combination is drawn once, and an error in any of them, or a
     setting that never changes the picture, raises. The tests do so.
@@ -75,10 +76,11 @@ def explore(picture: Picture, *, size: tuple[float, float] = (8, 3.6), start: di
     controls = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}
     layout = ipywidgets.Layout(width=f"{round(100 * size[0])}px", max_width="100%")
     image = ipywidgets.Image(format="png", layout=layout)
-    sentence = ipywidgets.Label()
+    sentence = ipywidgets.HTML()
 
     def redraw(_change=None):
-        image.value, sentence.value = canvas.draw(**{name: control.value for name, control in controls.items()})
+        image.value, text = canvas.draw(**{name: control.value for name, control in controls.items()})
+        sentence.value = html.escape(text)
 
     for control in controls.values():
         control.observe(redraw, names="value")
@@ -93,8 +95,7 @@ def _control(name: str, values: list[Any], first: Any) -> ipywidgets.Widget:
     first = values[0] if first is None else first
     label = name.replace("_", " ")
     style, layout = {"description_width": "10em"}, ipywidgets.Layout(width="32em")
-    kind = ipywidgets.Dropdown if isinstance(values[0], str) else ipywidgets.SelectionSlider
-    return kind(options=values, value=first, description=label, style=style, layout=layout)
+    return ipywidgets.SelectionSlider(options=values, value=first, description=label, style=style, layout=layout)
 
 
 def sweep(picture: Picture, *, size: tuple[float, float] = (8, 3.6), **positions: Sequence[Any]) -> int:

@@ -19,6 +19,7 @@ def pytest_configure(config):
     os.environ["PYTHONPATH"] = os.pathsep.join(paths + others)
     for name in ("COURSE_REQUIRE_SOLUTIONS", "COURSE_SWEEP_WIDGETS"):  # the tests set them where they are wanted
         os.environ.pop(name, None)
+    os.environ["COURSE_QUIET"] = "1"  # no progress bars among what nbval compares
     spec = importlib.util.spec_from_file_location("network_guard", GUARD / "sitecustomize.py")
     guard = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(guard)

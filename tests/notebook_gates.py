@@ -91,8 +91,10 @@ def calls(node):
 
 
 def count_words(nb):
-    """Words of prose, without code blocks, tags and link targets; a formula in a line is one word, others are none."""
-    text = re.sub(r"(?s)</?[a-zA-Z][^>]*>|\$\$.*?\$\$|\]\([^)]*\)", " ", "\n".join(text for _, text in prose(nb)))
+    """Words of prose on the page, without code blocks, what is folded (hints, solutions, answers), tags and link
+    targets; a formula in a line is one word, others are none."""
+    page = DETAILS.sub(" ", "\n".join(text for _, text in prose(nb)))
+    text = re.sub(r"(?s)</?[a-zA-Z][^>]*>|\$\$.*?\$\$|\]\([^)]*\)", " ", page)
     return sum(any(map(str.isalnum, word)) for word in re.sub(r"\$[^$\n]+\$", "x", text).split())
 
 
@@ -142,7 +144,7 @@ def _setup(nb, number, exercises):
 
 
 def _size(nb, number, exercises):
-    low, high = (1, 40) if number == "00" else (30, 45)
+    low, high = (1, 40) if number == "00" else (30, 52)
     if not low <= len(nb.cells) <= high:
         yield f"{len(nb.cells)} cells, {low} to {high} are wanted"
     lines = {i: len(cell.source.splitlines()) for i, cell in code_cells(nb)}
@@ -167,9 +169,13 @@ def _outputs(nb, number, exercises):
         for output in cell.outputs:
             if output.output_type == "error":
                 yield f"cell {i} shows an error"
+            if output.get("name") == "stderr":
+                yield f"cell {i} wrote to stderr: a warning, or a progress bar"
             texts = [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
             if MACHINE_PATH.search(" ".join([output.get("text", ""), *texts])):
                 yield f"cell {i} shows a path of one machine"
+            if re.search(r"\d%\|", " ".join(texts)):
+                yield f"cell {i} shows a half-filled progress bar"
             for kind in (k for k in output.get("data", {}) if k.startswith("image/")):
                 if not str(output.metadata.get(kind, {}).get("alt", "")).strip():
                     yield f"cell {i}: a picture without alt text"

@@ -90,6 +90,8 @@ def lab(tmp_path_factory):
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
            "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
     variables = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", **{key: str(home / name) for key, name in own.items()}}
+    for name in ("COURSE_QUIET", "PYTEST_CURRENT_TEST"):  # the latter makes kernels hide what worker processes print
+        variables.pop(name, None)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
                "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
     if hasattr(os, "getuid") and os.getuid() == 0:

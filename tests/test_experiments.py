@@ -94,7 +94,7 @@ def test_a_serial_run_leaves_the_threads_of_this_process_alone():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert grid(lambda seed: {"threads": torch.get_num_threads()}, jobs=1, seed=[0])[0]["threads"] == 1
+        assert grid(lambda seed: {"threads": torch.get_num_threads()}, jobs=1, seed=[0])[0]["threads"] == 2
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)

@@ -302,6 +302,16 @@ def a_path_in_the_outputs(c):
     c["free"].outputs[0].text = "saved in /home/me/runs\n"
 
 
+@defect("cell {free} wrote to stderr: a warning, or a progress bar")
+def a_warning_in_the_outputs(c):
+    c["free"].outputs += [new_output("stream", name="stderr", text="UserWarning: slow\n")]
+
+
+@defect("cell {free} shows a half-filled progress bar")
+def a_progress_bar_in_the_outputs(c):
+    c["free"].outputs += [new_output("display_data", data={"text/plain": "  0%|          | 0/6 [00:00<?, ?run/s]"})]
+
+
 @defect("cell {still}: a picture without alt text")
 def a_picture_without_alt(c):
     picture_of(c["still"]).metadata = {}

@@ -197,7 +197,7 @@ def test_only_runtime_names_devices(name):
     named = {text for text in texts if text in ("cuda", "mps") or text.startswith("cuda:")}
     calls = [n.func.attr for n in ast.walk(SOURCES[name]) if isinstance(n, ast.Call) and hasattr(n.func, "attr")]
     assert "cuda" not in calls, f"{name} calls .cuda()"
-    assert not named or name == "training", f"{name} names {named}"  # training asks for a device's abilities
+    assert not named, f"{name} names {named}"
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -228,6 +228,7 @@ def test_schedules_at_their_borders():
         ({"lr": 0}, "lr: got 0; allowed: above 0"),
         ({"lr": math.nan}, "lr: got nan"),
         ({"batch_size": 0}, "batch_size: got 0"),
+        ({"momentum": -0.1}, "momentum, weight_decay: got -0.1, 0.0005"),
         ({"sampler": InstanceBalancedSampler(torch.zeros(91).long())}, "sampler: .*91.*90"),
     ],
 )
@@ -304,6 +305,7 @@ epochs = []
 def evaluate(model):
     epochs.append(1)
     if len(epochs) == 3:
+        print("compiler imported:", "torch._dynamo" in sys.modules, flush=True)
         os.fsync = lambda file: os.kill(os.getpid(), 9)
     return accuracy(model)
 import torch
@@ -316,6 +318,7 @@ def test_a_run_that_was_killed_while_writing_goes_on_from_the_file_before(tmp_pa
     command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(Path(__file__).parent), str(tmp_path / "run.pt")]
     killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120)
     assert killed.returncode not in (0, 1), killed.stderr.decode()
+    assert b"compiler imported: False" in killed.stdout, "it would cost every process of a grid five seconds"
     assert len(torch.load(tmp_path / "run.pt", weights_only=True)["history"]) == 2
     whole, history = train(with_dropout, epochs=5, evaluate=accuracy)
     resumed, again = train(with_dropout, model_seed=99, epochs=5, evaluate=accuracy, checkpoint=tmp_path / "run.pt")

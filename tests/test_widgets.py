@@ -136,7 +136,7 @@ def test_moving_a_slider_changes_sentence_and_picture(shown):
     explore(bar_picture, size=SMALL, height=[1, 5, 9], color=["red", "blue"])
     [(box, text)] = shown
     height, color, sentence, image = box.children
-    assert isinstance(height, ipywidgets.SelectionSlider) and isinstance(color, ipywidgets.Dropdown)
+    assert isinstance(height, ipywidgets.SelectionSlider) and isinstance(color, ipywidgets.SelectionSlider)
     assert (height.description, color.description) == ("height", "color")
     assert text.startswith("Sliders: height, color")
     assert sentence.value == "height 1, red" and image.value == Canvas(bar_picture, SMALL).draw(height=1)[0]

@@ -129,8 +129,10 @@ def _weighted_by_counts(per_class, counts):
 
 
 def norm_rank_correlation(weight, counts):
+    def rank(values):
+        return values.argsort().argsort().float()
+
     norms = (weight**2).sum(dim=1).sqrt()
-    rank = lambda values: values.argsort().argsort().float()  # noqa: E731
     return torch.corrcoef(torch.stack([rank(norms), rank(counts)]))[0, 1].item()
 
 
@@ -153,13 +155,11 @@ def _no_ranks(weight, counts):
 
 
 def _sorted_once(weight, counts):
-    order = lambda values: values.argsort().float()  # noqa: E731
-    return torch.corrcoef(torch.stack([order(weight.norm(dim=1)), order(counts)]))[0, 1].item()
+    return torch.corrcoef(torch.stack([weight.norm(dim=1).argsort().float(), counts.argsort().float()]))[0, 1].item()
 
 
 def _sum_of_the_row(weight, counts):
-    rank = lambda values: values.argsort().argsort().float()  # noqa: E731
-    return torch.corrcoef(torch.stack([rank(weight.sum(dim=1)), rank(counts)]))[0, 1].item()
+    return norm_rank_correlation(weight.sum(dim=1, keepdim=True).clamp(min=0), counts)
 
 
 EXERCISES = {
