@@ -72,7 +72,8 @@ class Batches:
         if self.sampler is None:
             order = torch.arange(len(data))
         else:  # the samplers of this course give the whole epoch at once; any other one is asked index by index
-            order = self.sampler.indices() if hasattr(self.sampler, "indices") else torch.tensor(list(self.sampler))
+            whole = getattr(self.sampler, "indices", None)
+            order = whole() if callable(whole) else torch.tensor(list(self.sampler))
         for part in order.to(data.labels.device).split(self.batch_size):
             images = data.images[part]
             if self.augment is not None:

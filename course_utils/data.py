@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import itertools
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +53,17 @@ class LabeledImages:
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(f"labels: got shape {tuple(self.labels.shape)}; allowed: ({len(self.images)},)")
+        if self.labels.device != self.images.device:
+            raise ValueError(f"labels: on {self.labels.device}, images on {self.images.device}; allowed: one device")
+        if self.labels.dtype != torch.int64:
+            raise ValueError(f"labels: got {self.labels.dtype}; allowed: int64")
+        if len(set(self.class_names)) < self.num_classes:
+            raise ValueError(f"class_names: got {', '.join(self.class_names)}; allowed: every name once")
         class_counts(self.labels, self.num_classes)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        return f"LabeledImages({len(self)} images of {shape}, {self.num_classes} classes, on {self.labels.device})"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,7 +142,10 @@ def long_tailed(dataset: LabeledImages, counts: Sequence[int], *, seed: int) -> 
 
 
 def hold_out(dataset: LabeledImages, share: float, *, seed: int) -> tuple[LabeledImages, LabeledImages]:
-    """Split every class: (the rest, about `share` of each class). For data that come without a validation split."""
+    """Split every class: (the rest, about `share` of each class). For data that come without a validation split.
+
+    At least one image of each class stays in the rest; a rare class may have none held out.
+    """
     if not 0 < share < 1:
         raise ValueError(f"share: got {share}; allowed: above 0 and below 1")
     generator = torch.Generator().manual_seed(seed)
@@ -138,7 +153,8 @@ def hold_out(dataset: LabeledImages, share: float, *, seed: int) -> tuple[Labele
     held = torch.zeros(len(labels), dtype=torch.bool)
     for j in range(dataset.num_classes):
         mine = (labels == j).nonzero()[:, 0]
-        held[mine[torch.randperm(len(mine), generator=generator)[: round(share * len(mine))]]] = True
+        number = min(round(share * len(mine)), len(mine) - 1)
+        held[mine[torch.randperm(len(mine), generator=generator)[:number]]] = True
     return dataset.subset((~held).nonzero()[:, 0]), dataset.subset(held.nonzero()[:, 0])
 
 
@@ -205,6 +221,8 @@ def _letters(name: str, split: str, roots: list[Path], download: bool) -> Labele
 def _read_letters(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """(faces, 36, 28, 28) glyphs and the (faces,) split, after comparing the file with its checksum."""
     path = folder / "letters.npz"
+    if not (folder / "letters.sha256").is_file():
+        raise ValueError(f"{path} has no letters.sha256 beside it; get both again with `git checkout -- data`")
     expected = (folder / "letters.sha256").read_text().split()[0]
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
@@ -223,16 +241,26 @@ def _fashion_mnist(name: str, split: str, roots: list[Path], download: bool) -> 
     prefix = "train" if split == "train" else "t10k"
     folders = [f for r in roots for f in (r / "FashionMNIST" / "raw", r)] + [DEBIAN_FASHION_MNIST]
     for _attempt in range(2):
-        for folder in folders:
-            files = [folder / f"{prefix}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+        for folder, suffix in itertools.product(folders, (".gz", "")):
+            files = [folder / f"{prefix}-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1")]
             if all(f.is_file() for f in files):
-                pixels, labels = (gzip.decompress(f.read_bytes()) for f in files)
-                pixels = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)
-                labels = np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
-                return LabeledImages(torch.from_numpy(pixels.copy()), torch.from_numpy(labels),
-                                     tuple(FashionMNIST.classes))  # fmt: skip
+                pixels = torch.from_numpy(_read_idx(files[0], offset=16)).reshape(-1, 1, 28, 28)
+                labels = torch.from_numpy(_read_idx(files[1], offset=8)).long()
+                return LabeledImages(pixels, labels, tuple(FashionMNIST.classes))
         _download(FashionMNIST, name, roots, download, "install Debian's package dataset-fashion-mnist")
     raise AssertionError("torchvision said that it downloaded Fashion-MNIST, but its files are not there")
+
+
+def _read_idx(path: Path, offset: int) -> np.ndarray:
+    """The bytes after the header of an IDX file, packed or not."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            head, values = file.read(offset), np.frombuffer(file.read(), np.uint8).copy()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is fetched again") from error
+    if len(values) != np.prod(np.frombuffer(head[4:], ">u4"), dtype=np.int64):
+        raise ValueError(f"{path} is damaged (it is cut off); delete it, and it is fetched again")
+    return values
 
 
 def _cifar(name: str, split: str, roots: list[Path], download: bool) -> LabeledImages:
@@ -245,7 +273,11 @@ def _cifar(name: str, split: str, roots: list[Path], download: bool) -> LabeledI
             break
     else:
         root = _download(kind, name, roots, download, f"unpack its archive so that {kind.base_folder}/ is there")
-    data = kind(root, train=split == "train")
+    try:
+        data = kind(root, train=split == "train")
+    except (RuntimeError, OSError, EOFError) as error:
+        path = root / kind.base_folder
+        raise ValueError(f"{path} is incomplete or damaged; delete it, and it is fetched again") from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     return LabeledImages(images, torch.tensor(data.targets), tuple(data.classes))
 
@@ -268,13 +300,20 @@ def _download(kind: type, name: str, roots: list[Path], download: bool, by_hand:
 
 
 def _image_folder(folder: Path, split: str, size: int | None) -> LabeledImages:
-    _check_split(split, sorted(f.name for f in folder.iterdir() if f.is_dir()), folder)
-    classes = sorted(f for f in (folder / split).iterdir() if f.is_dir())
+    if size is not None and size < 1:
+        raise ValueError(f"size: got {size}; allowed: at least 1")
+    _check_split(split, [f.name for f in _visible(folder) if f.is_dir()], folder)
+    classes = [f for f in _visible(folder / split) if f.is_dir()]
     if not classes:
         raise ValueError(f"{folder / split} has no class folders; allowed: one folder of images for each class")
+    if (folder / "train").is_dir():
+        known = {f.name for f in _visible(folder / "train") if f.is_dir()}
+        odd = sorted(known ^ {f.name for f in classes})
+        if odd:
+            raise ValueError(f"{folder}: {', '.join(odd)} in only one of train and {split}; allowed: the same classes")
     pictures, labels = [], []
     for label, path in enumerate(classes):
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        files = [f for f in _visible(path) if f.suffix.lower() in IMAGE_SUFFIXES]
         if not files:
             raise ValueError(f"class {path.name!r} is empty: no {', '.join(IMAGE_SUFFIXES)} file in {path}")
         pictures += [_read_picture(f, size) for f in files]
@@ -286,6 +325,11 @@ def _image_folder(folder: Path, split: str, size: int | None) -> LabeledImages:
         pictures = [p[..., :1] for p in pictures]
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
     return LabeledImages(images, torch.tensor(labels), tuple(c.name for c in classes))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without the hidden files of Jupyter and macOS."""
+    return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
 
 
 def _read_picture(path: Path, size: int | None) -> np.ndarray:

@@ -40,9 +40,9 @@ def run_grid(
         fixed: arguments that are the same everywhere and not part of the results, such as datasets.
         jobs: processes; by default one for each core (on a GPU at most 4, since they share its memory).
         folder: if given, each cell of the grid becomes one JSON file there, written when that cell is done, and cells
-            that are already there are read instead of run. A file counts only if the settings and the source of
-            `function` are the same; results must then be what JSON can hold. Change of data or of other code is not
-            seen: use a new folder.
+            that are already there are read instead of run. A file counts only if the settings, the numbers and texts
+            in `fixed`, and the source of `function` are the same; settings and results must then be what JSON can
+            hold. Change of data or of other code is not seen: use a new folder.
         **grid: for each setting the values to try.
 
     Returns:
@@ -55,17 +55,20 @@ def run_grid(
     odd = [name for name, values in grid.items() if isinstance(values, str) or not isinstance(values, Iterable)]
     if odd:
         raise ValueError(f"{odd[0]}: got {grid[odd[0]]!r}; allowed: a list of values, such as [{grid[odd[0]]!r}]")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: got {jobs}; allowed: at least 1")
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*map(list, grid.values()))]
     if not cells or not grid:
         raise ValueError(f"grid: got {grid}; allowed: at least one setting with at least one value")
     results: dict[int, dict[str, Any]] = {}
-    paths = [None if folder is None else Path(folder) / f"{_fingerprint(function, cell)}.json" for cell in cells]
+    fixed = dict(fixed or {})
+    paths = [None if folder is None else Path(folder) / f"{_fingerprint(function, fixed, c)}.json" for c in cells]
     for i, path in enumerate(paths):
         if path is not None and path.is_file():
-            results[i] = json.loads(path.read_text(encoding="utf-8"))["result"]
+            results[i] = _read_result(path)
 
     todo = [i for i in range(len(cells)) if i not in results]
-    calls = (joblib.delayed(_one_cell)(i, function, cells[i], dict(fixed or {}), os.getpid()) for i in todo)
+    calls = (joblib.delayed(_one_cell)(i, function, cells[i], fixed, os.getpid()) for i in todo)
     jobs = max(1, min(jobs or _default_jobs(), len(todo)))
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     with progress_bar(len(cells), "run", done=len(results)) as bar:
@@ -77,14 +80,17 @@ def run_grid(
             if paths[i] is not None:
                 text = json.dumps({"settings": cells[i], "result": result}, indent=1)
                 write_atomically(paths[i], lambda file, text=text: file.write(text.encode()))
+                results[i] = _read_result(paths[i])  # what a later call will read: lists for tuples, and so on
             bar.update()
     return [cells[i] | results[i] for i in range(len(cells))]
 
 
 def _default_jobs() -> int:
     """COURSE_JOBS if set; else one for each core, at most 4 beside a GPU."""
-    jobs = int(os.environ.get("COURSE_JOBS") or joblib.cpu_count())
-    return max(1, min(jobs, 4) if torch.cuda.is_available() else jobs)
+    jobs = os.environ.get("COURSE_JOBS") or str(joblib.cpu_count())
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise ValueError(f"COURSE_JOBS: got {jobs!r}; allowed: an integer of at least 1")
+    return min(int(jobs), 4) if torch.cuda.is_available() else int(jobs)
 
 
 def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, parent: int) -> tuple[int, dict]:
@@ -95,9 +101,20 @@ def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, paren
     return index, dict(function(**fixed, **settings))
 
 
-def _fingerprint(function: Callable, settings: Mapping[str, Any]) -> str:
-    text = json.dumps([inspect.getsource(function), settings], sort_keys=True, default=str)
+def _fingerprint(function: Callable, fixed: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    plain = {k: v for k, v in fixed.items() if v is None or isinstance(v, str | int | float)}
+    try:
+        text = json.dumps([inspect.getsource(function), plain, settings], sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"grid: got {settings}; allowed with a folder: what JSON can hold ({error})") from None
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result of run_grid(); delete it, and its cell is run again") from error
 
 
 def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:

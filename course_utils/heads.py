@@ -39,6 +39,8 @@ def with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """The same directions with other row norms: (C, D) and (C,) to (C, D)."""
     if norms.shape != weight.shape[:1]:
         raise ValueError(f"norms: got shape {tuple(norms.shape)}; allowed: ({len(weight)},)")
+    if not (norms >= 0).all():
+        raise ValueError(f"norms: got {norms.tolist()}; allowed: numbers of at least 0")
     return weight * (norms / _positive_norms(weight))[:, None]
 
 

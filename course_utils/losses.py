@@ -15,7 +15,7 @@ from torch import Tensor
 
 def _counts(class_counts: Tensor | Sequence[int]) -> Tensor:
     counts = torch.as_tensor(class_counts)
-    empty = (counts < 1).nonzero()[:, 0].tolist() if counts.ndim == 1 else None
+    empty = (~(counts >= 1)).nonzero()[:, 0].tolist() if counts.ndim == 1 else None  # NaN is empty too
     if counts.ndim != 1 or not len(counts) or empty:
         raise ValueError(
             f"class_counts: got {counts.tolist()}{f', where class {empty[0]} is empty' if empty else ''}; "

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 GROUPS = ("many", "medium", "few")
@@ -22,6 +21,8 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
         ValueError: different shapes, or a label outside 0 .. num_classes - 1.
     """
     _check_pair(predictions, labels)
+    if labels.is_floating_point():
+        raise ValueError(f"labels: got {labels.dtype}; allowed: integers")
     if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
         raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {num_classes - 1}")
     total = torch.bincount(labels, minlength=num_classes)
@@ -41,16 +42,16 @@ def shot_accuracy(
 
     Returns:
         {"many", "medium", "few", "all"}, 0 to 1. "all" is the mean over all classes, the balanced accuracy. A group
-        without classes is NaN.
+        without classes is NaN. A class without test images (NaN in per_class) is left out.
 
     The borders are those of Kang et al. 2020. Differs from the released OLTR code (Liu et al. 2019), where a class
     with exactly 100 images counts as many and one with exactly 20 as few.
     """
-    per_class, groups = torch.as_tensor(per_class), shot_groups(class_counts, many=many, few=few)
+    per_class, groups = torch.as_tensor(per_class, dtype=torch.float32), shot_groups(class_counts, many=many, few=few)
     if per_class.shape != groups.shape:
         raise ValueError(f"per_class: got shape {tuple(per_class.shape)}; allowed: {tuple(groups.shape)}")
-    means = {name: per_class[groups.to(per_class.device) == g].mean().item() for g, name in enumerate(GROUPS)}
-    return means | {"all": per_class.mean().item()}
+    means = {name: per_class[groups.to(per_class.device) == g].nanmean().item() for g, name in enumerate(GROUPS)}
+    return means | {"all": per_class.nanmean().item()}
 
 
 def shot_groups(class_counts: Tensor | Sequence[int], *, many: int = 100, few: int = 20) -> Tensor:
@@ -105,6 +106,8 @@ def forgetting(per_phase: Tensor) -> float:
     if per_phase.ndim != 2 or per_phase.shape[0] != per_phase.shape[1] or len(per_phase) < 2:
         raise ValueError(f"per_phase: got shape {tuple(per_phase.shape)}; allowed: (P, P) with P of at least 2")
     best = per_phase[:-1, :-1].nan_to_num(-math.inf).amax(0)
+    if not (best - per_phase[-1, :-1]).isfinite().all():
+        raise ValueError("per_phase: an old task has no accuracy before the last phase, or none after it")
     return (best - per_phase[-1, :-1]).mean().item()
 
 
@@ -134,7 +137,9 @@ def open_set_auroc(confidence: Tensor, is_open: Tensor) -> float:
     _check_pair(confidence, is_open)
     if is_open.all() or not is_open.any():
         return math.nan
-    return float(roc_auc_score((~is_open).cpu().numpy(), confidence.cpu().numpy()))
+    from sklearn.metrics import roc_auc_score  # here: it takes seconds to import, in every process of run_grid()
+
+    return float(roc_auc_score((~is_open).cpu().numpy(), confidence.detach().float().cpu().numpy()))
 
 
 def _check_pair(predictions: Tensor, labels: Tensor) -> None:

@@ -108,7 +108,7 @@ class ResNet32(ImageClassifier):
                 channels = width
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         super().__init__(nn.Sequential(*layers), 64, num_classes, head)
-        for module in self.modules():
+        for module in self.modules() if head is None else self.backbone.modules():  # a given head stays as it is
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 

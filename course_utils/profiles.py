@@ -29,7 +29,8 @@ def exponential_counts(num_classes: int, max_count: int, ratio: float) -> list[i
     al. 2019 (class-balanced loss), whose `imb_factor` is 1 / ratio; truncation is theirs.
     """
     _check_profile(num_classes, max_count, ratio)
-    return [int(max_count * (1 / ratio) ** (j / max(1, num_classes - 1))) for j in range(num_classes)]
+    # max(1, ...): 49 * (1 / 49) is just below 1 in floating point
+    return [max(1, int(max_count * (1 / ratio) ** (j / max(1, num_classes - 1)))) for j in range(num_classes)]
 
 
 def step_counts(num_classes: int, max_count: int, ratio: float, minority: float = 0.5) -> list[int]:
@@ -42,8 +43,8 @@ def step_counts(num_classes: int, max_count: int, ratio: float, minority: float 
     _check_profile(num_classes, max_count, ratio)
     if not 0 <= minority <= 1:
         raise ValueError(f"minority: got {minority}; allowed: 0 to 1")
-    rare = int(num_classes * minority)
-    return [int(max_count)] * (num_classes - rare) + [int(max_count * (1 / ratio))] * rare
+    rare = int(num_classes * minority + 1e-9)  # 100 * 0.29 is 28.999999999999996
+    return [int(max_count)] * (num_classes - rare) + [max(1, int(max_count * (1 / ratio)))] * rare
 
 
 def _check_profile(num_classes: int, max_count: int, ratio: float) -> None:

@@ -5,6 +5,7 @@ No other file of the course picks a device. Everything else takes tensors and wo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -142,4 +143,5 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}. Is the folder read-only or full?") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is no such file, or the folder is none
+            temporary.unlink()

@@ -29,6 +29,8 @@ class EpochSampler(Sampler[int]):
         self.labels = torch.as_tensor(labels).cpu()
         if self.labels.ndim != 1 or not len(self.labels):
             raise ValueError(f"labels: got shape {tuple(self.labels.shape)}; allowed: (N,) with N of at least 1")
+        if self.labels.is_floating_point():
+            raise ValueError(f"labels: got {self.labels.dtype}; allowed: integers")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples: got {num_samples}; allowed: at least 1")
         self.num_samples = len(self.labels) if num_samples is None else num_samples

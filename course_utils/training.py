@@ -33,6 +33,29 @@ def constant_schedule(epoch: int, epochs: int) -> float:
     return 1.0
 
 
+class SGD:
+    """Gradient descent with momentum, as `torch.optim.SGD`: v <- momentum v + gradient + weight_decay w; w <- w - lr v.
+
+    Written out because making any optimizer of torch.optim imports torch's compiler: five seconds in every process.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float, weight_decay: float):
+        self.lr, self.momentum, self.weight_decay = 0.0, momentum, weight_decay
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.velocity = [torch.zeros_like(p) for p in self.weights]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        used = [(w, v) for w, v in zip(self.weights, self.velocity, strict=True) if w.grad is not None]
+        if not used:
+            return
+        weights, velocity = map(list, zip(*used, strict=True))
+        torch._foreach_mul_(velocity, self.momentum)  # for all layers at once: one call on a GPU
+        torch._foreach_add_(velocity, [w.grad for w in weights])
+        torch._foreach_add_(velocity, weights, alpha=self.weight_decay)
+        torch._foreach_add_(weights, velocity, alpha=-self.lr)
+
+
 def fit(
     model: nn.Module,
     train: LabeledImages,
@@ -82,27 +105,33 @@ def fit(
         raise ValueError(f"epochs: got {epochs}; allowed: at least 1")
     if not lr > 0:
         raise ValueError(f"lr: got {lr}; allowed: above 0")
+    if not (momentum >= 0 and weight_decay >= 0):
+        raise ValueError(f"momentum, weight_decay: got {momentum}, {weight_decay}; allowed: at least 0")
     device = device_of(model)
     if train.images.device != device:
         raise ValueError(f"train: images on {train.images.device}, model on {device}; use train.to({str(device)!r})")
-    sampler = sampler or InstanceBalancedSampler(train.labels, seed=seed)
+    if sampler is None:
+        sampler = InstanceBalancedSampler(train.labels, seed=seed)
+    if len(getattr(sampler, "labels", train)) != len(train):
+        raise ValueError(f"sampler: made for {len(sampler.labels)} images; allowed: for the {len(train)} of train")
     generator = torch.Generator()
     batches = Batches(train, batch_size, sampler=sampler, augment=augment, generator=generator)
-    loss = loss or nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=weight_decay, fused=_fused(device))
+    loss = nn.CrossEntropyLoss() if loss is None else loss
+    optimizer = SGD(model, momentum, weight_decay)
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed,
-                "weight_decay": weight_decay, "images": len(train)}  # fmt: skip
+                "weight_decay": weight_decay, "precision": str(precision), "counts": train.counts.tolist(),
+                "sampler": _name(sampler), "loss": _name(loss), "augment": _name(augment),
+                "schedule": _name(schedule)}  # fmt: skip
     history: History = []
     if checkpoint is not None and Path(checkpoint).exists():
         history = _load_checkpoint(Path(checkpoint), model, optimizer, settings)
 
     bar = progress_bar(epochs, "epoch", done=len(history), delay=2) if progress else contextlib.nullcontext()
-    with bar, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with bar, keeping_modes(model), torch.random.fork_rng(devices=[device] if train.images.is_cuda else []):
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
             factor = schedule(epoch, epochs)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+            optimizer.lr = lr * factor
             for part in (sampler, loss):
                 if hasattr(part, "set_epoch"):
                     part.set_epoch(epoch)
@@ -112,7 +141,7 @@ def fit(
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
             row = {"epoch": epoch, "lr": lr * factor, "loss": mean_loss, "seconds": time.perf_counter() - started}
-            history.append(row | (evaluate(model) if evaluate else {}))
+            history.append(row | {k: float(v) for k, v in (evaluate(model) if evaluate else {}).items()})
             if checkpoint is not None:
                 _save_checkpoint(Path(checkpoint), model, optimizer, settings, history)
             if progress:
@@ -127,7 +156,7 @@ def _one_epoch(model: nn.Module, batches: Batches, loss, optimizer, precision: t
     for images, labels in batches:
         with _autocast(images.device, precision):
             value = loss(model(images), labels)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
         value.backward()
         optimizer.step()
         total += value.detach() * len(labels)  # stays on the device: reading it here would stop a GPU at every batch
@@ -141,21 +170,23 @@ def _autocast(device: torch.device, precision: torch.dtype):
     return torch.autocast(device.type, precision)
 
 
-def _fused(device: torch.device) -> bool:
-    """One kernel for the whole step: where torch has it."""
-    return device.type in ("cpu", "cuda")
+@contextlib.contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards every module is in the mode (training or evaluation) in which it came."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards the model is in the mode in which it came."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    """Evaluation mode without gradients."""
+    with keeping_modes(model), torch.no_grad():
+        model.eval()
+        yield
 
 
 def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
@@ -174,14 +205,16 @@ def extract_features(model: nn.Module, dataset: LabeledImages, *, batch_size: in
 
 
 def _save_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict, history: History) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings, "history": history}
+    state = {"model": model.state_dict(), "velocity": optimizer.velocity, "settings": settings, "history": history}
     write_atomically(path, lambda file: torch.save(state, file))
 
 
 def _load_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict) -> History:
     try:
         state = torch.load(path, map_location=device_of(model), weights_only=True)
-        saved, shapes = state["settings"], {k: v.shape for k, v in state["model"].items()}
+        weights, saved = state["model"], state["settings"]
+        history, velocity = state["history"], state["velocity"]
+        shapes = {k: v.shape for k, v in weights.items()}
     except Exception as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
     mine = {k: v.shape for k, v in model.state_dict().items()}
@@ -191,6 +224,11 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict) ->
     if saved != settings:
         odd = [f"{k}={saved.get(k)} instead of {v}" for k, v in settings.items() if saved.get(k) != v]
         raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd)}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["history"]
+    model.load_state_dict(weights)
+    optimizer.velocity = [v.to(w.device) for v, w in zip(velocity, optimizer.weights, strict=True)]
+    return history
+
+
+def _name(part) -> str:
+    """Of a function or of an object's class: enough to notice a checkpoint of another method."""
+    return getattr(part, "__name__", type(part).__name__)

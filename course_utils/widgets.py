@@ -69,6 +69,9 @@ def explore(picture: Picture, *, size: tuple[float, float] = (8, 3.6), start: di
     """
     if not positions or not all(len(values) >= 2 for values in positions.values()):
         raise ValueError("positions: allowed: at least one setting, each with at least two values")
+    for name, first in (start or {}).items():
+        if first not in positions.get(name, ()):
+            raise ValueError(f"start: got {name}={first!r}; allowed: {', '.join(positions)}, at one of its positions")
     if os.environ.get("COURSE_SWEEP_WIDGETS"):
         print(f"drew {sweep(picture, size=size, **positions)} positions")
         return

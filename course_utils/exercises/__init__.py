@@ -42,7 +42,7 @@ def find(number: str) -> Exercise:
     Raises:
         ValueError: there is no such exercise.
     """
-    notebook, _, _ = number.partition(".")
+    notebook, _, _ = str(number).partition(".")
     try:
         return importlib.import_module(f".nb{int(notebook):02d}", __package__).EXERCISES[number]
     except (ValueError, KeyError, ModuleNotFoundError):
@@ -70,7 +70,8 @@ def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bo
     except Wrong as error:
         return f"❌ Exercise {number}: {error}", False
     except Exception as error:  # the reader's code failed: name it, without our stack
-        return f"❌ Exercise {number}: your function stopped with {type(error).__name__}: {error}", False
+        message = " ".join(str(error).split())
+        return f"❌ Exercise {number}: your function stopped with {type(error).__name__}: {message}", False
     return f"✅ Exercise {number}: right.", True
 
 
@@ -81,13 +82,11 @@ def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> Non
     try:
         got_tensor = torch.as_tensor(got, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError):
-        raise Wrong(f"expected numbers {case}, got {type(got).__name__}") from None
+        hint = "None: is there a `return`?" if got is None else type(got).__name__
+        raise Wrong(f"expected numbers {case}, got {hint}") from None
     want_tensor = torch.as_tensor(want, dtype=torch.float64).cpu()
     if got_tensor.shape != want_tensor.shape:
         raise Wrong(f"expected shape {tuple(want_tensor.shape)} {case}, got {tuple(got_tensor.shape)}")
-    if torch.allclose(got_tensor, want_tensor, rtol=tolerance, atol=tolerance, equal_nan=True):
-        return
-    pairs = zip(got_tensor.flatten().tolist(), want_tensor.flatten().tolist(), strict=True)
-    first = next((g, w) for g, w in pairs if not torch.isclose(torch.tensor(g), torch.tensor(w), rtol=tolerance,
-                                                              atol=tolerance, equal_nan=True))  # fmt: skip
-    raise Wrong(f"{case}: got {first[0]:.4g}, expected {first[1]:.4g}")
+    wrong = ~torch.isclose(got_tensor, want_tensor, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if wrong.any():
+        raise Wrong(f"{case}: got {got_tensor[wrong][0]:.7g}, expected {want_tensor[wrong][0]:.7g}")

@@ -11,7 +11,7 @@ def imbalance_ratio(counts):
 
 def _verify(answer):
     for counts in ([100, 10, 1], [40, 40], [3, 60, 12]):
-        expect_close(float(answer(list(counts))), max(counts) / min(counts), f"for counts {counts}")
+        expect_close(answer(list(counts)), max(counts) / min(counts), f"for counts {counts}")
 
 
 EXERCISES = {
