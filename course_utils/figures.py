@@ -67,7 +67,7 @@ def group_of(counts: Sequence[int]) -> list[str]:
     return [GROUPS[g] for g in shot_groups(counts).tolist()]
 
 
-def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts: Sequence[int], *, ylabel: str,
+def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts: Sequence[int], *,
                order: Sequence[int] | None = None, label_few: bool = False) -> Axes:  # fmt: skip
     """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right.
     `label_few` writes the values of the few group above its bars, which may be too low to see."""
@@ -81,7 +81,6 @@ def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts
     axes.set_xticks(range(len(order)), [names[j] for j in order])
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel(ylabel)
     return axes
 
 
@@ -236,7 +235,8 @@ def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = (
         axes = figure.subplots()
         bars = axes.bar(range(num_classes), [1] * num_classes)
         if len(compare):
-            axes.stairs(sorted(compare, reverse=True), np.arange(len(compare) + 1) - 0.5, color="black", label="English")
+            edges = np.arange(len(compare) + 1) - 0.5
+            axes.stairs(sorted(compare, reverse=True), edges, color="black", label="English")
             axes.add_artist(axes.legend(loc="upper right"))
         for border in (100, 20):
             axes.axhline(border, color="black", linewidth=0.8, linestyle=":")
@@ -274,10 +274,10 @@ def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor,
         names = (*GROUPS, "all")
         bars = left.bar(names, [0] * 4, color=[GROUP_COLORS[n] for n in names], hatch=[GROUP_HATCHES[n] for n in names],
                         edgecolor="white")  # fmt: skip
-        left.set(ylim=(0, 100), ylabel="test accuracy in %", title="26 letters, 64 features")
+        left.set(ylim=(0, 100), ylabel="test accuracy in %", title=f"{len(bias)} classes, {features.shape[1]} features")
         for bar, start in zip(bars, accuracies(0.0).values(), strict=True):
             left.hlines(100 * start, bar.get_x(), bar.get_x() + bar.get_width(), color="black", linestyle=":")
-        right.set_title(f"{len(flat_names)} letters, 2 features")
+        right.set_title(f"{len(flat_names)} classes, 2 features")
         artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, scale)
 
         def update(strength: float) -> str:

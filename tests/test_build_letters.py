@@ -136,7 +136,7 @@ def test_installed_fonts_give_the_stored_glyphs(letters, faces):
 def test_a_changed_font_is_refused(tmp_path, faces):
     font = tmp_path / "font.ttf"
     font.write_bytes(b"not the font")
-    with pytest.raises(build_letters.FontChanged, match="is not the font that faces.csv names.*expected"):
+    with pytest.raises(build_letters.FontChanged, match=r"is not the font that faces\.csv names.*expected"):
         build_letters.render_checked(font, faces[0]["sha256"])
     with pytest.raises(build_letters.FontChanged, match="is missing: run 'fetch'"):
         build_letters.render_checked(tmp_path / "absent.ttf", faces[0]["sha256"])

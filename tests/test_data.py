@@ -1,4 +1,4 @@
-"""data.py and profiles.py: what is read, what is cut out of it, and what is refused."""
+"""data.py, profiles.py and sources.py: what is read, what is cut out of it, and what is refused."""
 
 import dataclasses
 import gzip
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from course_utils import data
+from course_utils import sources
 from course_utils.data import (
     LabeledImages,
     class_counts,
@@ -179,7 +179,7 @@ def test_no_class_is_ever_empty(profile):
 
 
 def test_english_letters():
-    counts = dict(zip(data.CAPITALS, english_letter_counts(500), strict=True))
+    counts = dict(zip(sources.CAPITALS, english_letter_counts(500), strict=True))
     assert max(counts, key=counts.get) == "E" and min(counts, key=counts.get) == "Z"
     assert [counts[c] for c in "ETABVKJXQZ"] == [500, 356, 321, 59, 38, 30, 6, 6, 4, 3]
     assert 165 < counts["E"] / counts["Z"] < 180 and sum(counts.values()) == sum(english_letter_counts(500))
@@ -305,7 +305,7 @@ def test_two_readings_are_independent():
 @pytest.fixture
 def copy_of_letters(tmp_path):
     for name in ("letters.npz", "letters.sha256"):
-        shutil.copy(data.DATA_FOLDER / name, tmp_path / name)
+        shutil.copy(sources.DATA_FOLDER / name, tmp_path / name)
     return tmp_path
 
 
@@ -340,7 +340,7 @@ def test_letters_without_their_checksum_are_refused(copy_of_letters):
 
 
 def test_letters_that_are_nowhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DATA_FOLDER", tmp_path / "empty")
+    monkeypatch.setattr(sources, "DATA_FOLDER", tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match=r"letters\.npz is not in .*empty; it ships with the course"):
         load_images("letters", "test")
 
@@ -378,8 +378,8 @@ def offline(tmp_path, monkeypatch):
         raise urllib.error.URLError("no network in this test")
 
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(data, "DATA_FOLDER", tmp_path / "project-data")
-    monkeypatch.setattr(data, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(sources, "DATA_FOLDER", tmp_path / "project-data")
+    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "course-data"))
     return tmp_path
 

@@ -156,8 +156,8 @@ def test_a_read_only_folder_is_named(tmp_path):
 # ---- rules of the house --------------------------------------------------------------------------------------------
 
 LAYERS = (
-    "runtime", "metrics", "profiles", "data", "batches", "sampling", "losses", "networks", "heads", "training",
-    "decoupling", "incremental", "openworld", "figures", "widgets", "exercises", "experiments",
+    "runtime", "metrics", "profiles", "sources", "data", "batches", "sampling", "losses", "networks", "heads",
+    "training", "decoupling", "incremental", "openworld", "figures", "widgets", "exercises", "experiments",
 )  # fmt: skip
 MAY_PRINT = {"runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore"}
 SOURCES = {
