@@ -23,6 +23,7 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 DIGITS = tuple("0123456789")
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 Raw = tuple[Tensor, Tensor, tuple[str, ...]]
 
@@ -69,8 +70,6 @@ def _checked_letters(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_fashion_mnist(name: str, split: str, roots: list[Path], download: bool) -> Raw:
-    from torchvision.datasets import FashionMNIST
-
     _check_split(split, ("train", "test"), name)
     prefix = "train" if split == "train" else "t10k"
     folders = [f for r in roots for f in (r / "FashionMNIST" / "raw", r)] + [DEBIAN_FASHION_MNIST]
@@ -80,7 +79,9 @@ def read_fashion_mnist(name: str, split: str, roots: list[Path], download: bool)
             if all(f.is_file() for f in files):
                 pixels = torch.from_numpy(_read_idx(files[0], offset=16)).reshape(-1, 1, 28, 28)
                 labels = torch.from_numpy(_read_idx(files[1], offset=8)).long()
-                return (pixels, labels, tuple(FashionMNIST.classes))
+                return (pixels, labels, CLOTHES)
+        from torchvision.datasets import FashionMNIST  # here: it takes seconds to import, in every process of a grid
+
         _download(FashionMNIST, name, roots, download, "install Debian's package dataset-fashion-mnist")
     raise AssertionError("torchvision said that it downloaded Fashion-MNIST, but its files are not there")
 

@@ -584,3 +584,9 @@ def test_a_split_without_a_folder_is_refused(folder):
 def test_a_size_below_1_is_refused(folder, size):
     with pytest.raises(ValueError, match=f"size: got {size}"):
         load_images(folder, "train", size=size)
+
+
+def test_names_of_the_clothes_are_those_of_torchvision():
+    from torchvision.datasets import FashionMNIST
+
+    assert tuple(FashionMNIST.classes) == sources.CLOTHES
