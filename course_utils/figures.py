@@ -163,7 +163,7 @@ def region_colors(counts: Sequence[int]) -> np.ndarray:
     return np.array(shades)
 
 
-def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 160) -> np.ndarray:
+def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 120) -> np.ndarray:
     """(points, points) the class with the largest logit at every place of a square of the feature plane."""
     line = torch.linspace(-extent, extent, points, device=weight.device)
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -284,7 +284,9 @@ def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor,
             now = accuracies(strength)
             for bar, value in zip(bars, now.values(), strict=True):
                 bar.set_height(100 * value)
-            move_feature_plane(artists, equalize_norms(flat_weight, strength), equalize_biases(flat_bias, strength))
+            moved = equalize_norms(flat_weight, strength)
+            artists["scale"] = 0.75 * extent / row_norms(moved).max().item()  # the longest arrow keeps its length
+            move_feature_plane(artists, moved, equalize_biases(flat_bias, strength))
             values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in now.items())
             return f"Norms and biases equalized by {strength:.2f}: {values}. Dotted lines: the trained classifier."
 
