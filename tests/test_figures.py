@@ -21,6 +21,7 @@ from course_utils.figures import (
     class_bars,
     feature_plane,
     group_legend,
+    group_lines,
     group_of,
     group_points,
     image_rows,
@@ -219,3 +220,11 @@ def test_show_emits_a_small_png_with_its_text(monkeypatch):
 def test_show_refuses_a_figure_without_words(axes, alt):
     with pytest.raises(ValueError, match="alt: got an empty text"):
         show(axes.figure, alt)
+
+
+def test_group_lines_follow_the_results_in_percent(axes):
+    steps = [{"many": 0.9, "medium": 0.8, "few": 0.1, "all": 0.6}, {"many": 0.7, "medium": 0.6, "few": 0.3, "all": 0.5}]
+    group_lines(axes, [0.0, 1.0], steps)
+    drawn = {line.get_color(): [round(y) for y in line.get_ydata()] for line in axes.lines}
+    wanted = {"many": [90, 70], "medium": [80, 60], "few": [10, 30], "all": [60, 50]}
+    assert drawn == {GROUP_COLORS[group]: values for group, values in wanted.items()}

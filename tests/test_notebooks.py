@@ -3,6 +3,7 @@
 The notebooks as shipped are run, and their outputs compared, by nbval itself.
 """
 
+import base64
 import copy
 import importlib
 import pkgutil
@@ -57,3 +58,9 @@ def test_solved_and_every_slider_position_drawn(path, record_property):
 @pytest.mark.parametrize("number", EXERCISES)
 def test_check_of_exercise(number):
     assert list(problems_of_exercise(number, EXERCISES[number])) == []
+
+
+def test_the_picture_of_the_readme_is_an_output_of_a_notebook():
+    outputs = [o for path in NOTEBOOKS for cell in read(path).cells for o in cell.get("outputs", [])]
+    drawn = {base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})}
+    assert (NOTEBOOKS[0].parent / "readme_figure.png").read_bytes() in drawn

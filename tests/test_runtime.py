@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from course_utils import runtime
-from course_utils.runtime import available_devices, start, write_atomically
+from course_utils.runtime import available_devices, check_environment, progress_bar, start, write_atomically
 
 PACKAGE = Path(runtime.__file__).parent
 
@@ -208,3 +208,19 @@ def test_functions_do_not_print(name):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 printing.add(f"{name}.{getattr(outer, 'name', '')}")
     assert name in MAY_PRINT or printing <= MAY_PRINT, f"printing: {printing}"
+
+
+def test_what_is_missing_is_named_with_advice(monkeypatch):
+    needs = ["numpy>=1", "numpy>=9999", "no-such-package>=1", "pytest>=1; extra == 'test'"]
+    monkeypatch.setattr("course_utils.runtime.metadata.requires", lambda name: needs)
+    rows = check_environment()
+    assert [(name, bool(advice)) for name, _, advice in rows[:3]] == [
+        ("numpy", False), ("numpy", True), ("no-such-package", True)]  # fmt: skip
+    assert rows[2][1] == "missing" and [row[0] for row in rows[3:]] == ["device"]
+
+
+@pytest.mark.parametrize(("quiet", "hidden"), [("1", True), ("", False)])
+def test_progress_bars_can_be_hidden(monkeypatch, quiet, hidden):
+    monkeypatch.setenv("COURSE_QUIET", quiet)
+    with progress_bar(3, "run", delay=60) as bar:
+        assert bar.disable is hidden
