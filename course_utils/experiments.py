@@ -6,18 +6,22 @@ thread, and independent runs go side by side, which is faster than many threads 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from .runtime import progress_bar, write_atomically
 
@@ -38,7 +42,7 @@ def run_grid(
         function: returns a dictionary of results. It may be defined in a notebook cell. It has to seed what it does:
             the same settings must give the same result.
         fixed: arguments that are the same everywhere and not part of the results, such as datasets.
-        jobs: processes; by default one for each core (on a GPU at most 4, since they share its memory).
+        jobs: processes, this one among them; by default one for each core (on a GPU at most 4: they share its memory).
         folder: if given, each cell of the grid becomes one JSON file there, written when that cell is done, and cells
             that are already there are read instead of run. A file counts only if the settings, the numbers and texts
             in `fixed`, and the source of `function` are the same; settings and results must then be what JSON can
@@ -67,21 +71,13 @@ def run_grid(
         if path is not None and path.is_file():
             results[i] = _read_result(path)
 
-    todo = [i for i in range(len(cells)) if i not in results]
-    calls = (joblib.delayed(_one_cell)(i, function, cells[i], fixed, os.getpid()) for i in todo)
-    jobs = max(1, min(jobs or _default_jobs(), len(todo)))
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    calls = [(i, function, cells[i], fixed, paths[i]) for i in range(len(cells)) if i not in results]
+    jobs = max(1, min(jobs or _default_jobs(), len(calls)))
     with progress_bar(len(cells), "run", done=len(results)) as bar:
-        for i, result in parallel(calls):
-            clash = result.keys() & cells[i].keys()
-            if clash:
-                raise ValueError(f"function: its result has {sorted(clash)}, which are settings; give them other names")
-            results[i] = result
-            if paths[i] is not None:
-                text = json.dumps({"settings": cells[i], "result": result}, indent=1)
-                write_atomically(paths[i], lambda file, text=text: file.write(text.encode()))
-                results[i] = _read_result(paths[i])  # what a later call will read: lists for tuples, and so on
-            bar.update()
+        with contextlib.closing(_side_by_side(calls, jobs)) as finished:
+            for i, result in finished:
+                results[i] = result
+                bar.update()
     return [cells[i] | results[i] for i in range(len(cells))]
 
 
@@ -93,12 +89,64 @@ def _default_jobs() -> int:
     return min(int(jobs), 4) if torch.cuda.is_available() else int(jobs)
 
 
-def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, parent: int) -> tuple[int, dict]:
-    """Runs in a worker process, or in the parent if there is one job only."""
-    if os.getpid() != parent:
-        torch.set_num_threads(1)
-        os.environ["COURSE_QUIET"] = "1"  # one bar for the grid, none for each run
-    return index, dict(function(**fixed, **settings))
+def _side_by_side(calls: list[tuple], jobs: int) -> Iterator[tuple[int, dict]]:
+    """Results of the calls, as they come. Starting a process takes seconds, so this one works too: jobs - 1 others."""
+    waiting, done = deque(calls), queue.SimpleQueue()
+    executor = get_reusable_executor(max_workers=jobs - 1, timeout=300) if jobs > 1 else None
+
+    def hand_out(_previous=None):
+        with contextlib.suppress(IndexError):
+            future = executor.submit(_in_another_process, *waiting.popleft())
+            future.add_done_callback(done.put)
+            future.add_done_callback(hand_out)
+
+    try:
+        for _ in range(jobs - 1):
+            hand_out()
+        for _ in calls:
+            if done.empty() and waiting:
+                with contextlib.suppress(IndexError):  # another process was faster
+                    yield _in_this_process(*waiting.popleft(), alone=executor is None)
+                    continue
+            yield _next(done).result()
+    finally:
+        waiting.clear()  # after an error nothing new is started
+
+
+def _next(done: queue.SimpleQueue):
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return done.get(timeout=0.5)  # in steps, so that Windows lets a reader interrupt
+
+
+def _in_another_process(*call) -> tuple[int, dict]:
+    torch.set_num_threads(1)
+    os.environ["COURSE_QUIET"] = "1"  # one bar for the grid, none for each run
+    return _one_cell(*call)
+
+
+def _in_this_process(*call, alone: bool) -> tuple[int, dict]:
+    """As in another process: one thread if others work too, and torch's random numbers stay as they were."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if alone else 1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _one_cell(*call)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, path: Path | None) -> tuple[int, dict]:
+    """Run it, and keep its result at once: an error in another cell does not lose it."""
+    result = dict(function(**fixed, **settings))
+    clash = sorted(result.keys() & settings.keys())
+    if clash:
+        raise ValueError(f"function: its result has {clash}, which are settings; give them other names")
+    if path is not None:
+        text = json.dumps({"settings": settings, "result": result}, indent=1)
+        write_atomically(path, lambda file: file.write(text.encode()))
+        result = _read_result(path)  # what a later call will read: lists for tuples, and so on
+    return index, result
 
 
 def _fingerprint(function: Callable, fixed: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -53,6 +53,13 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1, kernel: int = 3)
     ]
 
 
+class _MeanOverMap(nn.Module):
+    """(B, D, H, W) to (B, D). Its gradient keeps the memory order of the convolutions; adaptive pooling's does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, x.shape[-2:]).flatten(1)
+
+
 class SmallCNN(ImageClassifier):
     """Three convolutions (5x5, 3x3, 3x3; 16, 32, 64 channels), each halving the map, then its mean: 64 features.
 
@@ -68,8 +75,7 @@ class SmallCNN(ImageClassifier):
             *_conv(in_channels, width, stride=2, kernel=5),
             *_conv(width, 2 * width, stride=2),
             *_conv(2 * width, 4 * width, stride=2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
+            _MeanOverMap(),
         ]
         if feature_dim is not None:
             layers.append(nn.Linear(4 * width, feature_dim))
@@ -106,7 +112,7 @@ class ResNet32(ImageClassifier):
             for block in range(5):
                 layers.append(_Residual(channels, width, stride=2 if block == 0 and width > 16 else 1))
                 channels = width
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        layers.append(_MeanOverMap())
         super().__init__(nn.Sequential(*layers), 64, num_classes, head)
         for module in self.modules() if head is None else self.backbone.modules():  # a given head stays as it is
             if isinstance(module, nn.Conv2d | nn.Linear):

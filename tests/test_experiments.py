@@ -77,17 +77,72 @@ def test_a_closure_and_fixed_arguments_reach_the_workers():
     assert rows == [{"seed": 0, "value": 12}, {"seed": 1, "value": 14}]
 
 
-def test_workers_have_one_thread_each():
+def test_two_processes_of_one_thread_each_share_the_work_and_this_is_one_of_them():
     def cell(seed):
         import os
+        import time
 
         import torch
 
+        time.sleep(0.5)
         return {"threads": torch.get_num_threads(), "process": os.getpid()}
 
-    rows = grid(cell, jobs=2, seed=range(4))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        grid(cell, jobs=2, seed=range(2))  # afterwards the other process is there
+        rows = grid(cell, jobs=2, seed=range(4))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     assert {row["threads"] for row in rows} == {1}
-    assert os.getpid() not in {row["process"] for row in rows}
+    processes = [row["process"] for row in rows]
+    assert len(set(processes)) == 2 and processes.count(os.getpid()) == 2
+
+
+@JOBS
+def test_random_numbers_drawn_later_do_not_depend_on_a_grid(jobs):
+    torch.manual_seed(3)
+    grid(lambda seed: {"value": torch.manual_seed(seed).initial_seed()}, jobs=jobs, seed=range(3))
+    after = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(4))
+
+
+def test_after_an_error_here_nothing_new_is_started(tmp_path):
+    def cell(seed, log, here):
+        import os
+        import time
+
+        with open(log, "a") as file:
+            file.write(f"{seed} ")
+        time.sleep(0.3)
+        if os.getpid() == here:
+            raise LookupError("fails in the first process")
+        return {"value": seed}
+
+    log = tmp_path / "log"
+    with pytest.raises(LookupError):
+        run_grid(cell, fixed={"log": log, "here": os.getpid()}, jobs=2, seed=range(20))
+    time.sleep(2)
+    assert len(logged(log)) < 10
+
+
+def test_a_killed_process_is_an_error_and_the_next_grid_works():
+    def cell(seed, here, fatal):
+        import os
+        import signal
+        import time
+
+        time.sleep(0.3)
+        if fatal and os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"value": seed}
+
+    fixed = {"here": os.getpid()}
+    with pytest.raises(Exception, match=r"[Tt]erminated"):
+        run_grid(cell, fixed=fixed | {"fatal": True}, jobs=2, seed=range(100))
+    assert len(run_grid(cell, fixed=fixed | {"fatal": False}, jobs=2, seed=range(4))) == 4
 
 
 def test_a_serial_run_leaves_the_threads_of_this_process_alone():
@@ -184,7 +239,10 @@ def test_an_error_comes_through_and_finished_cells_stay(tmp_path, jobs):
     options = {"fixed": {"allowed": tmp_path / "allowed"}, "jobs": jobs, "folder": tmp_path / "runs", "seed": [0, 1, 2]}
     with pytest.raises(LookupError, match="seed 2 fails"):
         run_grid(cell, **options)
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    deadline = time.monotonic() + 60  # the other process finishes its cell, and keeps it
+    while len(list((tmp_path / "runs").glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 2
     (tmp_path / "allowed").touch()
     assert [row["value"] for row in run_grid(cell, **options)] == [0, 1, 2]
 
