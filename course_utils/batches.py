@@ -68,6 +68,10 @@ class Batches:
         return -(-size // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images, labels) for images, labels, _ in self.with_indices())
+
+    def with_indices(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(float images, labels, their places in the dataset), for what is stored beside the images."""
         data = self.dataset
         if self.sampler is None:
             order = torch.arange(len(data))
@@ -78,4 +82,4 @@ class Batches:
             images = data.images[part]
             if self.augment is not None:
                 images = self.augment(images, self.generator)
-            yield to_float(images), data.labels[part]
+            yield to_float(images), data.labels[part], part

@@ -7,9 +7,132 @@ model alone, so one can ask what would happen *if* the norms were different.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CosineClassifier(nn.Module):
+    """z_j = scale * cos(angle between w_j and f): neither the norm of a row nor that of a feature can matter.
+
+    Hou et al. 2019 (LUCIR), equation 4, where the scale is called eta; no bias. `scale` is one number for all classes,
+    learnt unless `learn_scale` is False. Rows are made phase by phase: `extend()` adds rows for new classes, and
+    `freeze_old_rows()` keeps all rows but the newest as they are.
+
+    Args:
+        in_features: D. num_classes: C.
+        scale: where the scale starts; above 0.
+
+    Differs from the released code of LUCIR in: the scale starts at 10 instead of 1. With 1 the loss cannot fall below
+    log(1 + (C - 1) exp(-C / (C - 1))), which is far from 0, until the scale has grown.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, scale: float = 10.0, learn_scale: bool = True):
+        super().__init__()
+        for name, value in (("in_features", in_features), ("num_classes", num_classes)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}; allowed: at least 1")
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale: got {scale}; allowed: above 0")
+        self.in_features = in_features
+        self.rows = nn.ParameterList([_new_rows(num_classes, in_features)])
+        self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, scale={self.scale.item():g}"
+
+    @property
+    def num_classes(self) -> int:
+        return sum(len(rows) for rows in self.rows)
+
+    @property
+    def weight(self) -> Tensor:
+        """(C, D): the rows of all phases, in the order in which the classes came."""
+        return torch.cat(list(self.rows)) if len(self.rows) > 1 else self.rows[0]
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """(B, D) to (B, C), each from -1 to 1."""
+        if features.ndim != 2 or features.shape[1] != self.in_features:
+            raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (B, {self.in_features})")
+        return F.normalize(features, dim=1) @ F.normalize(self.weight, dim=1).T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to logits (B, C), each from -scale to scale."""
+        return self.scale * self.cosines(features)
+
+    def extend(self, num_new: int) -> None:
+        """Add random rows for `num_new` classes. Logits of the classes that were there stay the same, bit for bit."""
+        if num_new < 1:
+            raise ValueError(f"num_new: got {num_new}; allowed: at least 1")
+        self.rows.append(_new_rows(num_new, self.in_features).to(self.rows[0].device))
+
+    def freeze_old_rows(self) -> None:
+        """From now on training changes the newest rows only."""
+        for rows in list(self.rows)[:-1]:
+            rows.requires_grad_(False)
+
+    @torch.no_grad()
+    def imprint(self, features: Tensor, labels: Tensor) -> None:
+        """Point the rows of the classes in `labels` at the mean direction of their features (Qi et al. 2018).
+
+        Each such row becomes a unit vector, the mean of its class's normalized features normalized again, times the
+        mean norm of the other rows (of all rows, if there are no others). The norm changes no logit, only how fast the
+        row turns in training.
+
+        features: (N, D). labels: int64 (N,), 0 to C - 1.
+
+        LUCIR's paper does not mention this step; its released code does it for the new classes of every phase.
+        """
+        if features.shape != (len(labels), self.in_features) or not len(labels):
+            raise ValueError(
+                f"features: got shape {tuple(features.shape)} with {len(labels)} labels; "
+                f"allowed: (N, {self.in_features}), one label each"
+            )
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {self.num_classes - 1}")
+        weight, present = self.weight.clone(), labels.unique()
+        others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        others[present] = False
+        norm = row_norms(weight[others] if others.any() else weight).mean()
+        directions = F.normalize(features, dim=1)
+        for j in present:
+            weight[j] = norm * F.normalize(directions[labels == j].mean(0), dim=0)
+        for rows, new in zip(self.rows, weight.split([len(rows) for rows in self.rows]), strict=True):
+            rows.copy_(new)
+
+
+def _new_rows(num_classes: int, in_features: int) -> nn.Parameter:
+    bound = 1 / math.sqrt(in_features)
+    return nn.Parameter(torch.empty(num_classes, in_features).uniform_(-bound, bound))
+
+
+def extended_linear(head: nn.Linear, num_new: int) -> nn.Linear:
+    """A linear head with `num_new` more classes: old rows and biases copied, new ones as torch starts them."""
+    if num_new < 1:
+        raise ValueError(f"num_new: got {num_new}; allowed: at least 1")
+    old = head.out_features
+    new = nn.Linear(head.in_features, old + num_new).to(head.weight.device)
+    with torch.no_grad():
+        new.weight[:old], new.bias[:old] = head.weight, head.bias
+    return new
+
+
+def weight_align(weight: Tensor, num_old: int) -> Tensor:
+    """Give new rows the mean norm of the old ones: (C, D) to (C, D), the first `num_old` rows stay.
+
+    WA, Zhao et al. 2020, equation 6: new rows times gamma = mean ||w_old|| / mean ||w_new||. Biases stay as they are.
+    Means nothing for a cosine classifier.
+
+    Raises:
+        ValueError: num_old outside 1 .. C - 1, or a row of zeros.
+    """
+    norms = _positive_norms(weight)
+    if not 1 <= num_old < len(weight):
+        raise ValueError(f"num_old: got {num_old}; allowed: 1 to {len(weight) - 1}")
+    gamma = norms[:num_old].mean() / norms[num_old:].mean()
+    return torch.cat([weight[:num_old], gamma * weight[num_old:]])
 
 def row_norms(weight: Tensor) -> Tensor:
     """||w_j|| of every row: (C, D) to (C,)."""

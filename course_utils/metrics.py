@@ -111,6 +111,37 @@ def forgetting(per_phase: Tensor) -> float:
     return (best - per_phase[-1, :-1]).mean().item()
 
 
+def error_blocks(predictions: Tensor, labels: Tensor, num_old: int) -> dict[str, float]:
+    """Where the errors go when classes are added: four blocks of the confusion matrix, and the share called new.
+
+    Classes 0 .. num_old - 1 are old. "old_to_old" and "old_to_new": old images taken for a wrong old class or for a new
+    one, as a share of the old images, 0 to 1. "new_to_old", "new_to_new": the same of new images. "share_new": images
+    called new, divided by images that are new; 1 is right. NaN if there are no such images.
+    """
+    _check_pair(predictions, labels)
+    wrong, old, said_old = predictions != labels, labels < num_old, predictions < num_old
+
+    def share(which: Tensor, among: Tensor) -> float:
+        return ((which & among).sum() / among.sum()).item()
+
+    return {
+        "old_to_old": share(wrong & said_old, old),
+        "old_to_new": share(~said_old, old),
+        "new_to_old": share(said_old, ~old),
+        "new_to_new": share(wrong & ~said_old, ~old),
+        "share_new": ((~said_old).sum() / (~old).sum()).item(),
+    }
+
+
+def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """int64 (C, C): entry [i, j] counts images of class i that were called j."""
+    _check_pair(predictions, labels)
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        if len(values) and not 0 <= values.min() <= values.max() < num_classes:
+            raise ValueError(f"{name}: got {values.min()} to {values.max()}; allowed: 0 to {num_classes - 1}")
+    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def open_set_f_measure(predictions: Tensor, labels: Tensor) -> float:
     """F-measure of the released OLTR code (Liu et al. 2019, version of 2020), 0 to 1; -1 means "open", unknown class.
 

@@ -21,6 +21,7 @@ from .runtime import progress_bar, write_atomically
 from .sampling import EpochSampler, InstanceBalancedSampler
 
 History = list[dict[str, float]]
+Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
 def cosine_schedule(epoch: int, epochs: int) -> float:
@@ -66,6 +67,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    objective: Objective | None = None,
     sampler: EpochSampler | None = None,
     augment: Augmentation | None = random_shift,
     schedule: Callable[[int, int], float] = cosine_schedule,
@@ -77,11 +79,16 @@ def fit(
 ) -> History:
     """Train `model` in place with SGD and return one dictionary for each epoch.
 
+    A part whose parameters all have `requires_grad = False` stays as it is: it is in evaluation mode, so the statistics
+    of its batch normalization stand still too.
+
     Args:
         model: already on its device. `train` has to be there too: `dataset.to(run.device)`.
         epochs, batch_size, lr, momentum, weight_decay: of SGD. An epoch is as long as the sampler says.
         loss: function (logits (B, C), labels (B,)) -> scalar; cross-entropy by default. If it has `set_epoch`, that is
             called with the 0-based epoch first, so a loss may change over time.
+        objective: instead of `loss`, for methods that need more than logits: function (model, float images, labels,
+            indices into train) -> scalar.
         sampler: instance-balanced by default.
         augment: function (uint8 images, generator) -> uint8 images, or None.
         schedule: function (epoch, epochs) -> factor of lr, a pure function.
@@ -116,11 +123,15 @@ def fit(
         raise ValueError(f"sampler: made for {len(sampler.labels)} images; allowed: for the {len(train)} of train")
     generator = torch.Generator()
     batches = Batches(train, batch_size, sampler=sampler, augment=augment, generator=generator)
+    if loss is not None and objective is not None:
+        raise ValueError("objective: got one beside a loss; allowed: one of them")
     loss = nn.CrossEntropyLoss() if loss is None else loss
+    name = _name(objective or loss)
+    objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
     optimizer = SGD(model, momentum, weight_decay)
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed,
                 "weight_decay": weight_decay, "precision": str(precision), "counts": train.counts.tolist(),
-                "sampler": _name(sampler), "loss": _name(loss), "augment": _name(augment),
+                "sampler": _name(sampler), "loss": name, "augment": _name(augment),
                 "schedule": _name(schedule)}  # fmt: skip
     history: History = []
     if checkpoint is not None and Path(checkpoint).exists():
@@ -132,12 +143,12 @@ def fit(
             started = time.perf_counter()
             factor = schedule(epoch, epochs)
             optimizer.lr = lr * factor
-            for part in (sampler, loss):
+            for part in (sampler, loss, objective):
                 if hasattr(part, "set_epoch"):
                     part.set_epoch(epoch)
             torch.manual_seed(seed * 1_000_003 + epoch)
             generator.manual_seed(seed * 1_000_003 + epoch)
-            mean_loss = _one_epoch(model, batches, loss, optimizer, precision)
+            mean_loss = _one_epoch(model, batches, objective, optimizer, precision)
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
             row = {"epoch": epoch, "lr": lr * factor, "loss": mean_loss, "seconds": time.perf_counter() - started}
@@ -150,12 +161,16 @@ def fit(
     return history
 
 
-def _one_epoch(model: nn.Module, batches: Batches, loss, optimizer, precision: torch.dtype) -> float:
+def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimizer, precision: torch.dtype) -> float:
     model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
     total, seen = torch.zeros((), device=batches.dataset.labels.device), 0
-    for images, labels in batches:
+    for images, labels, indices in batches.with_indices():
         with _autocast(images.device, precision):
-            value = loss(model(images), labels)
+            value = objective(model, images, labels, indices)
         model.zero_grad()
         value.backward()
         optimizer.step()

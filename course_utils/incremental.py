@@ -1,0 +1,431 @@
+"""Class-incremental learning: classes arrive in phases, and only a few images of each old class are kept.
+
+A method is an `Arm`, a set of small choices; `ARMS` names those of the course, LUCIR (Hou et al. 2019) among them.
+`run_incremental()` takes any arm through all phases. In every phase it (1) keeps a frozen copy of the model, the
+teacher, (2) adds rows for the new classes, (3) trains on all new images and the exemplars of old classes, (4) chooses
+exemplars of the new classes by herding, (5) measures. Classes are numbered in the order in which they arrive.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import Augmentation, random_shift
+from .data import LabeledImages
+from .heads import CosineClassifier, extended_linear, row_norms, weight_align
+from .losses import (
+    adaptive_less_forget_weight,
+    distillation_loss,
+    inter_class_separation_loss,
+    less_forget_loss,
+    score_distillation_loss,
+)
+from .metrics import balanced_accuracy, error_blocks, per_class_accuracy
+from .networks import MLP, ImageClassifier
+from .training import evaluating, extract_features, fit
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method of class-incremental learning, as choices.
+
+    head: "linear" or "cosine".
+    distill: what of the teacher is kept: "none", its "logits" (softened), its "scores" (cosines of the old classes) or
+        its "features" (less-forget constraint).
+    share: cross-entropy and distillation of logits weigh n_new and n_old of n_old + n_new (BiC, WA); else 1 and 1.
+    imprint: start new rows at the mean direction of their class (cosine head only).
+    freeze_old_rows: only the rows of the newest classes are trained (cosine head only).
+    separate: inter-class separation, with `margin` and the `k` nearest new classes.
+    correct: after training, "none", "align" (WA), "bias" (BiC) or "fine-tune" (the head, on balanced exemplars).
+    less_forget: lambda_base of the less-forget constraint.
+    """
+
+    head: str = "cosine"
+    distill: str = "none"
+    share: bool = False
+    imprint: bool = True
+    freeze_old_rows: bool = False
+    separate: bool = False
+    correct: str = "none"
+    less_forget: float = 5.0
+    margin: float = 0.5
+    k: int = 2
+
+    def __post_init__(self):
+        allowed = {"head": ("linear", "cosine"), "distill": ("none", "logits", "scores", "features"),
+                   "correct": ("none", "align", "bias", "fine-tune")}  # fmt: skip
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed: {', '.join(values)}")
+        linear = self.head == "linear"
+        for name in ("freeze_old_rows", "separate"):
+            if linear and getattr(self, name):
+                raise ValueError(f"{name}: got True with a linear head; allowed: with a cosine head")
+        if linear and self.distill == "scores":
+            raise ValueError("distill: got 'scores' with a linear head; allowed: with a cosine head, whose scores are")
+        if not linear and self.correct in ("align", "bias"):
+            raise ValueError(f"correct: got {self.correct!r} with a cosine head; allowed: with a linear head")
+        if not self.less_forget >= 0:
+            raise ValueError(f"less_forget: got {self.less_forget}; allowed: at least 0")
+        if self.k < 1:
+            raise ValueError(f"k: got {self.k}; allowed: at least 1")
+
+
+ARMS = {
+    "replay": Arm("linear"),
+    "distillation (iCaRL)": Arm("linear", distill="logits"),
+    "WA": Arm("linear", distill="logits", correct="align"),
+    "BiC": Arm("linear", distill="logits", share=True, correct="bias"),
+    "cosine": Arm(),
+    "cosine + score distillation": Arm(distill="scores"),
+    "cosine + frozen rows": Arm(freeze_old_rows=True),
+    "cosine + less-forget": Arm(distill="features", freeze_old_rows=True),
+    "LUCIR": Arm(distill="features", freeze_old_rows=True, separate=True),
+    "LUCIR + fine-tuning": Arm(distill="features", freeze_old_rows=True, separate=True, correct="fine-tune"),
+}
+
+
+@dataclass
+class IncrementalResult:
+    """What `run_incremental()` measured.
+
+    phases: one dictionary a phase, shares from 0 to 1; see `run_incremental()`.
+    by_phase: (P, P), row p: accuracy after phase p on the classes of phases 0 .. p, NaN for later ones.
+    predictions: after each phase, for the test images of all classes seen, in the order of `test.only(class_names)`.
+    model: after the last phase. class_names: in the order of arrival.
+    """
+
+    phases: list[dict[str, float]]
+    by_phase: Tensor
+    predictions: list[Tensor]
+    model: ImageClassifier
+    class_names: list[str]
+
+
+# ---- exemplars -------------------------------------------------------------------------------------------------------
+
+
+def herding(features: Tensor, k: int) -> Tensor:
+    """Choose `k` rows whose mean stays close to the mean of all: indices int64 (k,), in order of choice.
+
+    features: (N, D) of one class; they are normalized here. The t-th choice is the row x, not chosen before, that is
+    largest in <t mu - (sum of the rows chosen so far), x>, which brings the mean of the chosen rows closest to mu
+    (Rebuffi et al. 2017, algorithm 4). The first j of k choices are the choices for j.
+
+    Raises:
+        ValueError: k outside 1 .. N, or features that are not finite.
+    """
+    if features.ndim != 2 or not 1 <= k <= len(features):
+        raise ValueError(f"k: got {k} for features of shape {tuple(features.shape)}; allowed: 1 to N for (N, D)")
+    if not features.isfinite().all():
+        raise ValueError("features: got NaN or infinite numbers; allowed: finite ones")
+    rows = F.normalize(features, dim=1)
+    goal = rows.mean(0)
+    missing, free, chosen = goal.clone(), torch.zeros(len(rows), device=rows.device), []
+    for _ in range(k):
+        best = (rows @ missing + free).argmax()
+        free[best] = -torch.inf
+        missing += goal - rows[best]
+        chosen.append(best)
+    return torch.stack(chosen)
+
+
+def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Predictions int64 (B,): the class whose mean of normalized stored features has the largest cosine.
+
+    features: (B, D). stored: (N, D) with labels (N,); every class has to occur. With exemplars as stored images this
+    is the NME read-out of iCaRL; with all training images it is NCM, an oracle that no learner with a small memory has.
+    """
+    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
+    if missing:
+        raise ValueError(f"labels: class {missing[0]} has no stored image; allowed: at least one for each class")
+    sums = torch.zeros(num_classes, stored.shape[1], device=stored.device)
+    means = F.normalize(sums.index_add(0, labels, F.normalize(stored, dim=1)), dim=1)
+    return (features @ means.T).argmax(1)
+
+
+class BiasCorrection:
+    """BiC (Wu et al. 2019, equation 4): logits of the newest classes become alpha z + beta; others stay.
+
+    `fit()` learns the two numbers on held-out images with as many of old as of new classes, by cross-entropy plus
+    0.05 beta^2. Two numbers, a convex problem: solved to the end by L-BFGS instead of epochs of SGD.
+    """
+
+    def __init__(self, num_old: int, num_new: int, alpha: float = 1.0, beta: float = 0.0):
+        if num_old < 1 or num_new < 1:
+            raise ValueError(f"num_old, num_new: got {num_old}, {num_new}; allowed: at least 1")
+        self.newest, self.alpha, self.beta = slice(num_old, num_old + num_new), alpha, beta
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """(B, C) to (B, C)."""
+        corrected = logits.clone()
+        corrected[:, self.newest] = self.alpha * logits[:, self.newest] + self.beta
+        return corrected
+
+    def fit(self, logits: Tensor, labels: Tensor) -> BiasCorrection:
+        """logits: (N, C), not corrected; labels: (N,). Returns itself."""
+        from scipy.optimize import minimize  # here: it takes a second to import, in every process of run_grid()
+
+        def loss(pair):
+            self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
+            value = F.cross_entropy(self(logits.double()), labels) + 0.05 * self.beta**2
+            return value.item(), [g.item() for g in torch.autograd.grad(value, (self.alpha, self.beta))]
+
+        self.alpha, self.beta = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B").x.tolist()
+        return self
+
+
+# ---- the loss of a phase ---------------------------------------------------------------------------------------------
+
+
+class PhaseObjective:
+    """The sum of the terms that an arm chose, for `fit(objective=...)`.
+
+    teacher: the model before this phase. num_old, num_new: classes. If `images` is given (uint8, the images of `fit`,
+    in its order, and no augmentation), the teacher looks at them once, instead of at every batch of every epoch.
+    """
+
+    def __init__(self, arm: Arm, teacher: ImageClassifier, num_old: int, num_new: int,
+                 correction: BiasCorrection | None = None, images: LabeledImages | None = None):  # fmt: skip
+        if arm.separate and arm.k > num_new:
+            raise ValueError(f"k: got {arm.k}; allowed: 1 to {num_new}, the number of new classes")
+        self.arm, self.num_old, self.num_new, self.correction = arm, num_old, num_new, correction
+        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.weight = adaptive_less_forget_weight(arm.less_forget, num_old, num_new)
+        self.cached = None
+        if images is not None and arm.distill != "none":
+            self.cached = self._of_teacher(extract_features(self.teacher, images))
+
+    @torch.no_grad()
+    def _of_teacher(self, features: Tensor) -> Tensor:
+        if self.arm.distill == "features":
+            return features
+        if self.arm.distill == "scores":
+            return self.teacher.head.cosines(features)
+        logits = self.teacher.head(features)
+        return logits if self.correction is None else self.correction(logits)
+
+    def __call__(self, model: ImageClassifier, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        arm, features = self.arm, model.features(images)
+        cosines = model.head.cosines(features) if arm.head == "cosine" else None
+        logits = model.head(features) if cosines is None else model.head.scale * cosines
+        loss = F.cross_entropy(logits, labels)
+        if arm.distill != "none":
+            with torch.no_grad():
+                kept = self._of_teacher(self.teacher.features(images)) if self.cached is None else self.cached[indices]
+        if arm.distill == "logits":
+            part = self.num_old / (self.num_old + self.num_new)
+            weights = (1 - part, part) if arm.share else (1, 1)
+            loss = weights[0] * loss + weights[1] * distillation_loss(logits, kept)
+        elif arm.distill == "scores":
+            loss = loss + score_distillation_loss(cosines, kept)
+        elif arm.distill == "features":
+            loss = loss + self.weight * less_forget_loss(features, kept)
+        if arm.separate:
+            loss = loss + inter_class_separation_loss(cosines, labels, self.num_old, arm.margin, arm.k)
+        return loss
+
+
+# ---- phases ----------------------------------------------------------------------------------------------------------
+
+
+def train_base(head: str, train: LabeledImages, *, network: Callable[..., ImageClassifier] = MLP, epochs: int = 8,
+               batch_size: int = 128, lr: float = 0.05, augment: Augmentation | None = random_shift, scale: float = 5.0,
+               seed: int = 0) -> ImageClassifier:  # fmt: skip
+    """The model of phase 0: cross-entropy on the first classes. One for each kind of head serves all arms.
+
+    Without the last ReLU under a cosine head, as in LUCIR, so that cosines fill -1 to 1.
+    """
+    torch.manual_seed(seed)
+    model = network(train.num_classes)
+    if head == "cosine":
+        if isinstance(model.backbone, nn.Sequential) and isinstance(model.backbone[-1], nn.ReLU):
+            del model.backbone[-1]
+        model.head = CosineClassifier(model.feature_dim, train.num_classes, scale=scale)
+    model.to(train.images.device)
+    fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed, progress=False)
+    return model
+
+
+def run_incremental(
+    arm: Arm,
+    train: LabeledImages,
+    test: LabeledImages,
+    phases: Sequence[Sequence[str]],
+    *,
+    base: ImageClassifier | None = None,
+    exemplars: int | None = 20,
+    epochs: int = 8,
+    batch_size: int = 128,
+    lr: float = 0.05,
+    augment: Augmentation | None = random_shift,
+    oracle: bool = False,
+    watch: Callable[[int, ImageClassifier], None] | None = None,
+    seed: int = 0,
+) -> IncrementalResult:
+    """Learn the classes of `phases[0]`, then those of `phases[1]`, and so on, and measure after each.
+
+    Args:
+        phases: class names, each once, at least two phases.
+        base: a model from `train_base()` for phases[0]; it is copied, not changed. Trained here if None.
+        exemplars: images kept of each old class, chosen by herding; None keeps all (joint training).
+        epochs, batch_size, lr, augment: of every phase, with SGD and a cosine schedule each.
+        oracle: also read out NCM, with the means of *all* training images.
+        watch: called as watch(phase, model) after each phase; the model must not be changed.
+
+    Returns:
+        In `phases`: "accuracy" (balanced, over all classes seen, by the head), "accuracy_nme" (nearest mean of
+        exemplars), "accuracy_ncm" (with `oracle`), and from phase 1 on the blocks of `metrics.error_blocks()`, "drift"
+        (mean of 1 - cosine between the features of old test images before and after), "norm_ratio" (mean norm of new
+        rows by that of old ones), "row_angle" (mean turn of old rows, degrees) and, with a linear head, "bias_gap".
+
+    Raises:
+        ValueError: no exemplars, a phase without a new class, an unknown class, or k above the new classes of a phase.
+    """
+    order = [name for phase in phases for name in phase]
+    if len(phases) < 2:
+        raise ValueError(f"phases: got {len(phases)}; allowed: at least 2")
+    for p, phase in enumerate(phases):
+        if not len(phase) or set(phase) & set(order[: sum(map(len, phases[:p]))]) or len(set(phase)) < len(phase):
+            raise ValueError(f"phases: phase {p} is {list(phase)}; allowed: at least one class, none seen before")
+        if p and arm.separate and arm.k > len(phase):
+            raise ValueError(f"k: got {arm.k} with {len(phase)} new classes in phase {p}; allowed: at most that many")
+    if exemplars is not None and exemplars < (10 if arm.correct == "bias" else 1):
+        raise ValueError(f"exemplars: got {exemplars}; allowed: at least 1 (10 for BiC, which holds some out), or None")
+    train, test = train.only(order), test.only(order)
+    starts = [sum(map(len, phases[:p])) for p in range(len(phases) + 1)]
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
+    model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
+    if getattr(model.head, "num_classes", getattr(model.head, "out_features", None)) != starts[1]:
+        raise ValueError(f"base: made for another number of classes; allowed: {starts[1]}, those of phases[0]")
+    if isinstance(model.head, CosineClassifier) != (arm.head == "cosine"):
+        raise ValueError(f"base: has a {type(model.head).__name__}; allowed: a {arm.head} head")
+
+    memory: list[Tensor] = []  # for each class the places of its exemplars in `train`
+    by_phase = torch.full((len(phases),) * 2, torch.nan)
+    rows, all_predictions, correction = [], [], None
+    for p in range(len(phases)):
+        old, seen = starts[p], starts[p + 1]
+        new = ((train.labels >= old) & (train.labels < seen)).nonzero()[:, 0]
+        teacher = copy.deepcopy(model) if p else None
+        if p:
+            correction = _learn_phase(arm, model, teacher, train, new, memory, seen - old, correction, options)
+        new_features, new_labels = extract_features(model, train.subset(new)), train.labels[new]
+        for j in range(old, seen):
+            mine = (new_labels == j).nonzero()[:, 0]
+            memory.append(new[mine[herding(new_features[mine], min(exemplars or len(mine), len(mine)))]]
+                          if exemplars else new[mine])  # fmt: skip
+        if p and arm.correct == "fine-tune":
+            _fine_tune(arm, model, teacher, train.subset(torch.cat(memory)), old, seen - old, options)
+        row, predictions = _measure(model, teacher, train, test, memory, old, seen, correction, oracle)
+        right = per_class_accuracy(predictions, test.labels[test.labels < seen], seen)
+        for q in range(p + 1):
+            by_phase[p, q] = right[starts[q] : starts[q + 1]].mean()
+        rows.append({"phase": p, "classes": seen} | row)
+        all_predictions.append(predictions)
+        if watch is not None:
+            watch(p, model)
+    return IncrementalResult(rows, by_phase, all_predictions, model, order)
+
+
+def _learn_phase(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, train: LabeledImages, new: Tensor,
+                 memory: list[Tensor], num_new: int, correction, options: dict):  # fmt: skip
+    """Train `model` in place; returns BiC's correction, or None."""
+    num_old = len(memory)
+    _grow(arm, model, train.subset(new), num_new)
+    kept, held_out = memory, None
+    if arm.correct == "bias":  # as many held-out images of each new class as of each old one, none of them trained on
+        each = max(1, len(memory[0]) // 10)
+        kept, held_out = [m[:-each] for m in memory], [m[-each:] for m in memory]
+        for j in range(num_old, num_old + num_new):
+            mine = new[train.labels[new] == j]
+            pick = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(options["seed"]))[:each]]
+            held_out.append(pick)
+            new = new[~torch.isin(new, pick)]
+    data = train.subset(torch.cat([new, *kept]))
+    cached = data if options["augment"] is None else None
+    objective = PhaseObjective(arm, teacher, num_old, num_new, correction, cached)
+    fit(model, data, objective=objective, progress=False, **options)
+    if arm.correct == "align":
+        with torch.no_grad():
+            model.head.weight.copy_(weight_align(model.head.weight, num_old))
+    if held_out is None:
+        return None
+    images = train.subset(torch.cat(held_out))
+    with torch.no_grad():
+        logits = model.head(extract_features(model, images))
+    return BiasCorrection(num_old, num_new).fit(logits, images.labels)
+
+
+def _grow(arm: Arm, model: ImageClassifier, new: LabeledImages, num_new: int) -> None:
+    if arm.head == "linear":
+        model.head = extended_linear(model.head, num_new)
+    else:
+        model.head.extend(num_new)
+        if arm.imprint:
+            model.head.imprint(extract_features(model, new), new.labels)
+        if arm.freeze_old_rows:
+            model.head.freeze_old_rows()
+    model.num_classes += num_new
+
+
+def _fine_tune(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, balanced: LabeledImages, num_old: int,
+               num_new: int, options: dict) -> None:  # fmt: skip
+    """Class-balanced fine-tuning: all rows, a tenth of the learning rate; backbone and scale stand still."""
+    trained = {p: p.requires_grad for p in model.parameters()}
+    model.requires_grad_(False)
+    for rows in model.head.parameters():
+        rows.requires_grad_(rows.ndim == 2)
+    objective = PhaseObjective(replace(arm, distill="none"), teacher, num_old, num_new)
+    fit(model, balanced, objective=objective, progress=False, **options | {"lr": options["lr"] / 10})
+    for parameter, value in trained.items():
+        parameter.requires_grad_(value)
+
+
+def _measure(model: ImageClassifier, teacher: ImageClassifier | None, train: LabeledImages, test: LabeledImages,
+             memory: list[Tensor], old: int, seen: int, correction, oracle: bool) -> tuple[dict, Tensor]:  # fmt: skip
+    test = test.subset((test.labels < seen).nonzero()[:, 0])
+    features = extract_features(model, test)
+    with evaluating(model):
+        logits = model.head(features)
+    predictions = (logits if correction is None else correction(logits)).argmax(1)
+
+    def accuracy(images: LabeledImages) -> float:
+        means = nearest_mean(features, extract_features(model, images), images.labels, seen)
+        return balanced_accuracy(means, test.labels, seen)
+
+    row = {"accuracy": balanced_accuracy(predictions, test.labels, seen),
+           "accuracy_nme": accuracy(train.subset(torch.cat(memory)))}  # fmt: skip
+    if oracle:
+        row["accuracy_ncm"] = accuracy(train.subset((train.labels < seen).nonzero()[:, 0]))
+    if teacher is not None:
+        before = test.subset((test.labels < old).nonzero()[:, 0])
+        row |= error_blocks(predictions, test.labels, old)
+        row["drift"] = less_forget_loss(features[test.labels < old], extract_features(teacher, before)).item()
+        weight, was = model.head.weight.detach(), teacher.head.weight.detach()
+        norms = row_norms(weight)
+        row["norm_ratio"] = (norms[old:].mean() / norms[:old].mean()).item()
+        turn = F.cosine_similarity(weight[:old].double(), was.double(), dim=1).clamp(-1, 1).acos()
+        row["row_angle"] = torch.rad2deg(turn).mean().item()
+        if isinstance(model.head, nn.Linear):
+            bias = model.head.bias.detach()
+            row["bias_gap"] = (bias[old:].mean() - bias[:old].mean()).item()
+    return row, predictions
+
+
+def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
+    """cos(f, w_y) minus the largest cosine with a new class, for the images of old classes among `labels`: (N_old,).
+
+    Below 0 the image is taken for a new class (if it is not lost to another old class already).
+    """
+    if not 1 <= num_old < cosines.shape[1]:
+        raise ValueError(f"num_old: got {num_old}; allowed: 1 to {cosines.shape[1] - 1}")
+    old = labels < num_old
+    return cosines[old].gather(1, labels[old, None])[:, 0] - cosines[old, num_old:].amax(1)
+
