@@ -1,7 +1,7 @@
 """Class-incremental learning: classes arrive in phases, and only a few images of each old class are kept.
 
-A method is an `Arm`, a set of small choices; `ARMS` names those of the course, LUCIR (Hou et al. 2019) among them.
-`run_incremental()` takes any arm through all phases. In every phase it (1) keeps a frozen copy of the model, the
+A method is an `Arm` (arms.py), a set of small choices; `ARMS` names those of the course, LUCIR (Hou et al. 2019) among
+them. `run_incremental()` takes any arm through all phases. In every phase it (1) keeps a frozen copy of the model, the
 teacher, (2) adds rows for the new classes, (3) trains on all new images and the exemplars of old classes, (4) chooses
 exemplars of the new classes by herding, (5) measures. Classes are numbered in the order in which they arrive.
 """
@@ -16,79 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .arms import ARMS as ARMS
+from .arms import Arm, BiasCorrection, PhaseObjective
 from .batches import Augmentation, random_shift
 from .data import LabeledImages
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
-from .losses import (
-    adaptive_less_forget_weight,
-    distillation_loss,
-    inter_class_separation_loss,
-    less_forget_loss,
-    score_distillation_loss,
-)
+from .losses import less_forget_loss
 from .metrics import balanced_accuracy, error_blocks, per_class_accuracy
 from .networks import MLP, ImageClassifier
 from .training import evaluating, extract_features, fit
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One method of class-incremental learning, as choices.
-
-    head: "linear" or "cosine".
-    distill: what of the teacher is kept: "none", its "logits" (softened), its "scores" (cosines of the old classes) or
-        its "features" (less-forget constraint).
-    share: cross-entropy and distillation of logits weigh n_new and n_old of n_old + n_new (BiC, WA); else 1 and 1.
-    imprint: start new rows at the mean direction of their class (cosine head only).
-    freeze_old_rows: only the rows of the newest classes are trained (cosine head only).
-    separate: inter-class separation, with `margin` and the `k` nearest new classes.
-    correct: after training, "none", "align" (WA), "bias" (BiC) or "fine-tune" (the head, on balanced exemplars).
-    less_forget: lambda_base of the less-forget constraint.
-    """
-
-    head: str = "cosine"
-    distill: str = "none"
-    share: bool = False
-    imprint: bool = True
-    freeze_old_rows: bool = False
-    separate: bool = False
-    correct: str = "none"
-    less_forget: float = 5.0
-    margin: float = 0.5
-    k: int = 2
-
-    def __post_init__(self):
-        allowed = {"head": ("linear", "cosine"), "distill": ("none", "logits", "scores", "features"),
-                   "correct": ("none", "align", "bias", "fine-tune")}  # fmt: skip
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed: {', '.join(values)}")
-        linear = self.head == "linear"
-        for name in ("freeze_old_rows", "separate"):
-            if linear and getattr(self, name):
-                raise ValueError(f"{name}: got True with a linear head; allowed: with a cosine head")
-        if linear and self.distill == "scores":
-            raise ValueError("distill: got 'scores' with a linear head; allowed: with a cosine head, whose scores are")
-        if not linear and self.correct in ("align", "bias"):
-            raise ValueError(f"correct: got {self.correct!r} with a cosine head; allowed: with a linear head")
-        if not self.less_forget >= 0:
-            raise ValueError(f"less_forget: got {self.less_forget}; allowed: at least 0")
-        if self.k < 1:
-            raise ValueError(f"k: got {self.k}; allowed: at least 1")
-
-
-ARMS = {
-    "replay": Arm("linear"),
-    "distillation (iCaRL)": Arm("linear", distill="logits"),
-    "WA": Arm("linear", distill="logits", correct="align"),
-    "BiC": Arm("linear", distill="logits", share=True, correct="bias"),
-    "cosine": Arm(),
-    "cosine + score distillation": Arm(distill="scores"),
-    "cosine + frozen rows": Arm(freeze_old_rows=True),
-    "cosine + less-forget": Arm(distill="features", freeze_old_rows=True),
-    "LUCIR": Arm(distill="features", freeze_old_rows=True, separate=True),
-    "LUCIR + fine-tuning": Arm(distill="features", freeze_old_rows=True, separate=True, correct="fine-tune"),
-}
 
 
 @dataclass
@@ -148,88 +84,6 @@ def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: 
     sums = torch.zeros(num_classes, stored.shape[1], device=stored.device)
     means = F.normalize(sums.index_add(0, labels, F.normalize(stored, dim=1)), dim=1)
     return (features @ means.T).argmax(1)
-
-
-class BiasCorrection:
-    """BiC (Wu et al. 2019, equation 4): logits of the newest classes become alpha z + beta; others stay.
-
-    `fit()` learns the two numbers on held-out images with as many of old as of new classes, by cross-entropy plus
-    0.05 beta^2. Two numbers, a convex problem: solved to the end by L-BFGS instead of epochs of SGD.
-    """
-
-    def __init__(self, num_old: int, num_new: int, alpha: float = 1.0, beta: float = 0.0):
-        if num_old < 1 or num_new < 1:
-            raise ValueError(f"num_old, num_new: got {num_old}, {num_new}; allowed: at least 1")
-        self.newest, self.alpha, self.beta = slice(num_old, num_old + num_new), alpha, beta
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        """(B, C) to (B, C)."""
-        corrected = logits.clone()
-        corrected[:, self.newest] = self.alpha * logits[:, self.newest] + self.beta
-        return corrected
-
-    def fit(self, logits: Tensor, labels: Tensor) -> BiasCorrection:
-        """logits: (N, C), not corrected; labels: (N,). Returns itself."""
-        from scipy.optimize import minimize  # here: it takes a second to import, in every process of run_grid()
-
-        def loss(pair):
-            self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
-            value = F.cross_entropy(self(logits.double()), labels) + 0.05 * self.beta**2
-            return value.item(), [g.item() for g in torch.autograd.grad(value, (self.alpha, self.beta))]
-
-        self.alpha, self.beta = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B").x.tolist()
-        return self
-
-
-# ---- the loss of a phase ---------------------------------------------------------------------------------------------
-
-
-class PhaseObjective:
-    """The sum of the terms that an arm chose, for `fit(objective=...)`.
-
-    teacher: the model before this phase. num_old, num_new: classes. If `images` is given (uint8, the images of `fit`,
-    in its order, and no augmentation), the teacher looks at them once, instead of at every batch of every epoch.
-    """
-
-    def __init__(self, arm: Arm, teacher: ImageClassifier, num_old: int, num_new: int,
-                 correction: BiasCorrection | None = None, images: LabeledImages | None = None):  # fmt: skip
-        if arm.separate and arm.k > num_new:
-            raise ValueError(f"k: got {arm.k}; allowed: 1 to {num_new}, the number of new classes")
-        self.arm, self.num_old, self.num_new, self.correction = arm, num_old, num_new, correction
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.weight = adaptive_less_forget_weight(arm.less_forget, num_old, num_new)
-        self.cached = None
-        if images is not None and arm.distill != "none":
-            self.cached = self._of_teacher(extract_features(self.teacher, images))
-
-    @torch.no_grad()
-    def _of_teacher(self, features: Tensor) -> Tensor:
-        if self.arm.distill == "features":
-            return features
-        if self.arm.distill == "scores":
-            return self.teacher.head.cosines(features)
-        logits = self.teacher.head(features)
-        return logits if self.correction is None else self.correction(logits)
-
-    def __call__(self, model: ImageClassifier, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
-        arm, features = self.arm, model.features(images)
-        cosines = model.head.cosines(features) if arm.head == "cosine" else None
-        logits = model.head(features) if cosines is None else model.head.scale * cosines
-        loss = F.cross_entropy(logits, labels)
-        if arm.distill != "none":
-            with torch.no_grad():
-                kept = self._of_teacher(self.teacher.features(images)) if self.cached is None else self.cached[indices]
-        if arm.distill == "logits":
-            part = self.num_old / (self.num_old + self.num_new)
-            weights = (1 - part, part) if arm.share else (1, 1)
-            loss = weights[0] * loss + weights[1] * distillation_loss(logits, kept)
-        elif arm.distill == "scores":
-            loss = loss + score_distillation_loss(cosines, kept)
-        elif arm.distill == "features":
-            loss = loss + self.weight * less_forget_loss(features, kept)
-        if arm.separate:
-            loss = loss + inter_class_separation_loss(cosines, labels, self.num_old, arm.margin, arm.k)
-        return loss
 
 
 # ---- phases ----------------------------------------------------------------------------------------------------------

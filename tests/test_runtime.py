@@ -157,7 +157,8 @@ def test_a_read_only_folder_is_named(tmp_path):
 
 LAYERS = (
     "runtime", "metrics", "profiles", "sources", "data", "batches", "sampling", "losses", "networks", "heads",
-    "training", "decoupling", "incremental", "openworld", "figures", "widgets", "exercises", "experiments",
+    "training", "decoupling", "arms", "incremental", "openworld", "figures", "pictures", "widgets", "exercises",
+    "experiments",
 )  # fmt: skip
 MAY_PRINT = {"runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore"}
 SOURCES = {
