@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .data import LabeledImages
+from .data import LabeledImages, class_counts
 from .losses import (
     adaptive_less_forget_weight,
     distillation_loss,
@@ -32,7 +33,8 @@ class Arm:
     head: "linear" or "cosine".
     distill: what of the teacher is kept: "none", its "logits" (softened), its "scores" (cosines of the old classes) or
         its "features" (less-forget constraint).
-    share: cross-entropy and distillation of logits weigh n_new and n_old of n_old + n_new (BiC, WA); else 1 and 1.
+    share: cross-entropy and distillation of logits weigh n_new and n_old of n_old + n_new (as for BiC); else 1 and 1.
+        Matters only if logits are distilled.
     imprint: start new rows at the mean direction of their class (cosine head only).
     freeze_old_rows: only the rows of the newest classes are trained (cosine head only).
     separate: inter-class separation, with `margin` and the `k` nearest new classes.
@@ -67,6 +69,8 @@ class Arm:
             raise ValueError(f"correct: got {self.correct!r} with a cosine head; allowed: with a linear head")
         if not self.less_forget >= 0:
             raise ValueError(f"less_forget: got {self.less_forget}; allowed: at least 0")
+        if not math.isfinite(self.margin):
+            raise ValueError(f"margin: got {self.margin}; allowed: a number")
         if self.k < 1:
             raise ValueError(f"k: got {self.k}; allowed: at least 1")
 
@@ -98,7 +102,9 @@ class BiasCorrection:
         self.newest, self.alpha, self.beta = slice(num_old, num_old + num_new), alpha, beta
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """(B, C) to (B, C)."""
+        """(B, C) to (B, C), the newest classes last."""
+        if logits.ndim != 2 or logits.shape[1] != self.newest.stop:
+            raise ValueError(f"logits: got shape {tuple(logits.shape)}; allowed: (B, {self.newest.stop})")
         corrected = logits.clone()
         corrected[:, self.newest] = self.alpha * logits[:, self.newest] + self.beta
         return corrected
@@ -106,6 +112,10 @@ class BiasCorrection:
     def fit(self, logits: Tensor, labels: Tensor) -> BiasCorrection:
         """logits: (N, C), not corrected; labels: (N,). Returns itself."""
         from scipy.optimize import minimize  # here: it takes a second to import, in every process of run_grid()
+
+        if len(logits) != len(labels) or not len(labels):
+            raise ValueError(f"logits: got shape {tuple(logits.shape)}, {len(labels)} labels; allowed: one label each")
+        class_counts(labels, self.newest.stop)  # refuses labels of other classes
 
         def loss(pair):
             self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
@@ -147,6 +157,8 @@ class PhaseObjective:
         arm, features = self.arm, model.features(images)
         cosines = model.head.cosines(features) if arm.head == "cosine" else None
         logits = model.head(features) if cosines is None else model.head.scale * cosines
+        if logits.shape[1] != self.num_old + self.num_new:
+            raise ValueError(f"model: {logits.shape[1]} classes; allowed: {self.num_old} old and {self.num_new} new")
         loss = F.cross_entropy(logits, labels)
         if arm.distill != "none":
             with torch.no_grad():

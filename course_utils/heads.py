@@ -25,8 +25,8 @@ class CosineClassifier(nn.Module):
         in_features: D. num_classes: C.
         scale: where the scale starts; above 0.
 
-    Differs from the released code of LUCIR in: the scale starts at 10 instead of 1. With 1 the loss cannot fall below
-    log(1 + (C - 1) exp(-C / (C - 1))), which is far from 0, until the scale has grown.
+    Differs from the released code of LUCIR in: the scale starts at 10 instead of 1. With 1 the loss cannot come
+    near 0 (`cosine_loss_floor`) until the scale has grown.
     """
 
     def __init__(self, in_features: int, num_classes: int, scale: float = 10.0, learn_scale: bool = True):
@@ -56,7 +56,8 @@ class CosineClassifier(nn.Module):
         """(B, D) to (B, C), each from -1 to 1."""
         if features.ndim != 2 or features.shape[1] != self.in_features:
             raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (B, {self.in_features})")
-        return F.normalize(features, dim=1) @ F.normalize(self.weight, dim=1).T
+        directions = F.normalize(features, dim=1)  # phase by phase: one product of another size rounds differently
+        return torch.cat([directions @ F.normalize(rows, dim=1).T for rows in self.rows], dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, C), each from -scale to scale."""
@@ -66,7 +67,7 @@ class CosineClassifier(nn.Module):
         """Add random rows for `num_new` classes. Logits of the classes that were there stay the same, bit for bit."""
         if num_new < 1:
             raise ValueError(f"num_new: got {num_new}; allowed: at least 1")
-        self.rows.append(_new_rows(num_new, self.in_features).to(self.rows[0].device))
+        self.rows.append(_new_rows(num_new, self.in_features).to(self.rows[0]))
 
     def freeze_old_rows(self) -> None:
         """From now on training changes the newest rows only."""
@@ -90,6 +91,8 @@ class CosineClassifier(nn.Module):
                 f"features: got shape {tuple(features.shape)} with {len(labels)} labels; "
                 f"allowed: (N, {self.in_features}), one label each"
             )
+        if not features.isfinite().all():
+            raise ValueError("features: got NaN or infinite numbers; allowed: finite ones")
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {self.num_classes - 1}")
         weight, present = self.weight.clone(), labels.unique()
@@ -103,6 +106,19 @@ class CosineClassifier(nn.Module):
             rows.copy_(new)
 
 
+def cosine_loss_floor(num_classes: int, scale: float) -> float:
+    """The smallest cross-entropy that cosine logits can reach: log(1 + (C - 1) exp(-scale C / (C - 1))).
+
+    Reached when the cosine with the own class is 1 and those with all others are -1 / (C - 1), the least that C
+    directions can have with one another; needs at least C - 1 features.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: got {num_classes}; allowed: at least 2")
+    if not scale >= 0:
+        raise ValueError(f"scale: got {scale}; allowed: at least 0")
+    return math.log1p((num_classes - 1) * math.exp(-scale * num_classes / (num_classes - 1)))
+
+
 def _new_rows(num_classes: int, in_features: int) -> nn.Parameter:
     bound = 1 / math.sqrt(in_features)
     return nn.Parameter(torch.empty(num_classes, in_features).uniform_(-bound, bound))
@@ -113,9 +129,11 @@ def extended_linear(head: nn.Linear, num_new: int) -> nn.Linear:
     if num_new < 1:
         raise ValueError(f"num_new: got {num_new}; allowed: at least 1")
     old = head.out_features
-    new = nn.Linear(head.in_features, old + num_new).to(head.weight.device)
+    new = nn.Linear(head.in_features, old + num_new, bias=head.bias is not None).to(head.weight)
     with torch.no_grad():
-        new.weight[:old], new.bias[:old] = head.weight, head.bias
+        new.weight[:old] = head.weight
+        if head.bias is not None:
+            new.bias[:old] = head.bias
     return new
 
 
@@ -133,6 +151,7 @@ def weight_align(weight: Tensor, num_old: int) -> Tensor:
         raise ValueError(f"num_old: got {num_old}; allowed: 1 to {len(weight) - 1}")
     gamma = norms[:num_old].mean() / norms[num_old:].mean()
     return torch.cat([weight[:num_old], gamma * weight[num_old:]])
+
 
 def row_norms(weight: Tensor) -> Tensor:
     """||w_j|| of every row: (C, D) to (C,)."""

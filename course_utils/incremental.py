@@ -8,8 +8,9 @@ exemplars of the new classes by herding, (5) measures. Classes are numbered in t
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from .arms import ARMS as ARMS
 from .arms import Arm, BiasCorrection, PhaseObjective
 from .batches import Augmentation, random_shift
-from .data import LabeledImages
+from .data import LabeledImages, class_counts
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
 from .losses import less_forget_loss
 from .metrics import balanced_accuracy, error_blocks, per_class_accuracy
@@ -78,10 +79,15 @@ def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: 
     features: (B, D). stored: (N, D) with labels (N,); every class has to occur. With exemplars as stored images this
     is the NME read-out of iCaRL; with all training images it is NCM, an oracle that no learner with a small memory has.
     """
-    missing = sorted(set(range(num_classes)) - set(labels.tolist()))
-    if missing:
-        raise ValueError(f"labels: class {missing[0]} has no stored image; allowed: at least one for each class")
-    sums = torch.zeros(num_classes, stored.shape[1], device=stored.device)
+    if stored.ndim != 2 or len(stored) != len(labels) or features.shape[1:] != stored.shape[1:]:
+        raise ValueError(
+            f"features: got shape {tuple(features.shape)} beside stored ones of {tuple(stored.shape)} with "
+            f"{len(labels)} labels; allowed: (B, D) and (N, D), one label each"
+        )
+    counts = class_counts(labels, num_classes)
+    if not counts.all():
+        raise ValueError(f"labels: class {int(counts.argmin())} has no stored image; allowed: at least one each")
+    sums = stored.new_zeros(num_classes, stored.shape[1])
     means = F.normalize(sums.index_add(0, labels, F.normalize(stored, dim=1)), dim=1)
     return (features @ means.T).argmax(1)
 
@@ -94,17 +100,36 @@ def train_base(head: str, train: LabeledImages, *, network: Callable[..., ImageC
                seed: int = 0) -> ImageClassifier:  # fmt: skip
     """The model of phase 0: cross-entropy on the first classes. One for each kind of head serves all arms.
 
-    Without the last ReLU under a cosine head, as in LUCIR, so that cosines fill -1 to 1.
+    Under a cosine head an MLP or SmallCNN loses its last ReLU, as in LUCIR, so that cosines fill -1 to 1; a ResNet32
+    keeps it. Weights depend on `seed` alone; torch's global generator is left as it was.
     """
-    torch.manual_seed(seed)
-    model = network(train.num_classes)
-    if head == "cosine":
-        if isinstance(model.backbone, nn.Sequential) and isinstance(model.backbone[-1], nn.ReLU):
-            del model.backbone[-1]
-        model.head = CosineClassifier(model.feature_dim, train.num_classes, scale=scale)
+    if head not in ("linear", "cosine"):
+        raise ValueError(f"head: got {head!r}; allowed: linear, cosine")
+    with _drawing(seed, train.images):
+        model = network(train.num_classes)
+        if head == "cosine":
+            _remove_last_relu(model.backbone)
+            model.head = CosineClassifier(model.feature_dim, train.num_classes, scale=scale)
     model.to(train.images.device)
     fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed, progress=False)
     return model
+
+
+@contextlib.contextmanager
+def _drawing(seed: int, images: Tensor) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _remove_last_relu(backbone: nn.Module) -> None:
+    """Of a sequence of layers, if none with weights comes after it."""
+    for i in reversed(range(len(backbone) if isinstance(backbone, nn.Sequential) else 0)):
+        if isinstance(backbone[i], nn.ReLU):
+            del backbone[i]
+            return
+        if any(True for _ in backbone[i].parameters()):
+            return
 
 
 def run_incremental(
@@ -140,7 +165,8 @@ def run_incremental(
         rows by that of old ones), "row_angle" (mean turn of old rows, degrees) and, with a linear head, "bias_gap".
 
     Raises:
-        ValueError: no exemplars, a phase without a new class, an unknown class, or k above the new classes of a phase.
+        ValueError: no exemplars, a phase without a new class, an unknown class or one without training images, k above
+            the new classes of a phase, or a base with another head or for another number of classes.
     """
     order = [name for phase in phases for name in phase]
     if len(phases) < 2:
@@ -153,6 +179,8 @@ def run_incremental(
     if exemplars is not None and exemplars < (10 if arm.correct == "bias" else 1):
         raise ValueError(f"exemplars: got {exemplars}; allowed: at least 1 (10 for BiC, which holds some out), or None")
     train, test = train.only(order), test.only(order)
+    if not train.counts.all():
+        raise ValueError(f"train: no image of class {order[int(train.counts.argmin())]!r}; allowed: at least one each")
     starts = [sum(map(len, phases[:p])) for p in range(len(phases) + 1)]
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
     model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
@@ -180,7 +208,7 @@ def run_incremental(
         row, predictions = _measure(model, teacher, train, test, memory, old, seen, correction, oracle)
         right = per_class_accuracy(predictions, test.labels[test.labels < seen], seen)
         for q in range(p + 1):
-            by_phase[p, q] = right[starts[q] : starts[q + 1]].mean()
+            by_phase[p, q] = right[starts[q] : starts[q + 1]].nanmean()
         rows.append({"phase": p, "classes": seen} | row)
         all_predictions.append(predictions)
         if watch is not None:
@@ -192,7 +220,8 @@ def _learn_phase(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, tra
                  memory: list[Tensor], num_new: int, correction, options: dict):  # fmt: skip
     """Train `model` in place; returns BiC's correction, or None."""
     num_old = len(memory)
-    _grow(arm, model, train.subset(new), num_new)
+    with _drawing(options["seed"] * 1_000_003 + num_old, train.images):
+        _grow(arm, model, train.subset(new), num_new)
     kept, held_out = memory, None
     if arm.correct == "bias":  # as many held-out images of each new class as of each old one, none of them trained on
         each = max(1, len(memory[0]) // 10)
@@ -231,11 +260,11 @@ def _grow(arm: Arm, model: ImageClassifier, new: LabeledImages, num_new: int) ->
 
 def _fine_tune(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, balanced: LabeledImages, num_old: int,
                num_new: int, options: dict) -> None:  # fmt: skip
-    """Class-balanced fine-tuning: all rows, a tenth of the learning rate; backbone and scale stand still."""
+    """Class-balanced fine-tuning: all rows and biases, a tenth of the learning rate; backbone and scale stand still."""
     trained = {p: p.requires_grad for p in model.parameters()}
     model.requires_grad_(False)
-    for rows in model.head.parameters():
-        rows.requires_grad_(rows.ndim == 2)
+    for part in model.head.parameters():
+        part.requires_grad_(part.ndim > 0)
     objective = PhaseObjective(replace(arm, distill="none"), teacher, num_old, num_new)
     fit(model, balanced, objective=objective, progress=False, **options | {"lr": options["lr"] / 10})
     for parameter, value in trained.items():
@@ -278,6 +307,7 @@ def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
 
     Below 0 the image is taken for a new class (if it is not lost to another old class already).
     """
+    class_counts(labels, cosines.shape[1])  # refuses labels of other classes
     if not 1 <= num_old < cosines.shape[1]:
         raise ValueError(f"num_old: got {num_old}; allowed: 1 to {cosines.shape[1] - 1}")
     old = labels < num_old

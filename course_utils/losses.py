@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -50,6 +50,162 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
     counts = _counts(class_counts)
     weights = 1 / -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=torch.float64)))
     return (weights * len(weights) / weights.sum()).float()
+
+
+# ---- focal loss, and label-distribution-aware margins (LDAM, Cao et al. 2019) ----------------------------------------
+
+
+class FocalLoss(nn.Module):
+    """w_y (1 - p_y)^gamma * (-log p_y), summed over the batch and divided by the sum of w_y; p = softmax of the logits.
+
+    Images that are already right with confidence count less. Lin et al. 2017, equation 5, for C classes. gamma = 0 is
+    `torch.nn.CrossEntropyLoss(weight=weight)`.
+
+    Args:
+        gamma: at least 0. weight: (C,) weights of at least 0, such as `effective_number_weights`; all ones by default.
+
+    Called with logits (B, C) and int64 labels (B,), it gives a scalar.
+
+    Differs from the released code of Cao et al. in: there p_y^w stands for p_y when there are weights, and the sum is
+    divided by B. Cui et al. and Lin et al. use one sigmoid for each class instead of the softmax.
+    """
+
+    def __init__(self, gamma: float = 1.0, weight: Tensor | None = None):
+        super().__init__()
+        if not (gamma >= 0 and math.isfinite(gamma)):
+            raise ValueError(f"gamma: got {gamma}; allowed: at least 0")
+        self.gamma = gamma
+        self.register_buffer("weight", _checked_weight(weight))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        _check_batch("logits", logits, labels, None if self.weight is None else len(self.weight))
+        negative_log = F.cross_entropy(logits, labels, reduction="none")
+        miss = -torch.expm1(-negative_log)  # 1 - p_y
+        miss = miss.clamp(min=torch.finfo(miss.dtype).eps)  # at 0 the gradient of miss^gamma would be infinite
+        return _weighted_mean(miss**self.gamma * negative_log, labels, self.weight)
+
+
+def ldam_margins(
+    class_counts: Tensor | Sequence[int], max_margin: float = 0.5, *, exponent: float = 0.25
+) -> Tensor:
+    """m_j = max_margin * (n_min / n_j)^exponent: float32 (C,), the rarest class gets `max_margin`.
+
+    Cao et al. 2019, equation 12 with exponent = 1/4; their constant C is max_margin * n_min^(1/4). exponent = 0 is the
+    uniform margin of their section 4 ("M-DRW").
+
+    Args:
+        max_margin: in units of a cosine; above 0. 0.5 in the paper for small data, 0.3 for iNaturalist.
+        exponent: at least 0.
+
+    Raises:
+        ValueError: an empty class, or an argument out of range.
+    """
+    if not (max_margin > 0 and math.isfinite(max_margin)):
+        raise ValueError(f"max_margin: got {max_margin}; allowed: above 0 (without margins, take cross-entropy)")
+    if not (exponent >= 0 and math.isfinite(exponent)):
+        raise ValueError(f"exponent: got {exponent}; allowed: at least 0")
+    counts = _counts(class_counts)
+    return (max_margin * (counts.min() / counts) ** exponent).float()
+
+
+class LDAMLoss(nn.Module):
+    """Cross-entropy of scale * (cosines with m_y taken off the true class): every class gets a margin of its own.
+
+    Cao et al. 2019, equations 10 to 12, with the scale of their released code.
+
+    Args:
+        class_counts: n_j, each at least 1.
+        max_margin: the margin of the rarest class, `ldam_margins`. exponent: of the margins.
+        scale: what turns cosines into logits; above 0. Without it softmax of numbers from -1 to 1 is nearly flat.
+        weight: (C,) weights of at least 0; the sum over the batch is divided by the sum of its weights.
+
+    Called with cosines (B, C) and int64 labels (B,), it gives a scalar. Cosines are what `heads.CosineClassifier` gives
+    with scale=1.0 and learn_scale=False, and its `.cosines(features)` always; at test time their argmax is the answer.
+
+    Raises:
+        ValueError: an argument out of range, or something else than cosines: the loss of logits that grow without
+            limit ends in NaN.
+
+    Differs from the released code in: no B x C mask, any device, and the check.
+    """
+
+    def __init__(
+        self,
+        class_counts: Tensor | Sequence[int],
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        weight: Tensor | None = None,
+        *,
+        exponent: float = 0.25,
+    ):
+        super().__init__()
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"scale: got {scale}; allowed: above 0")
+        self.scale = scale
+        self.register_buffer("margins", ldam_margins(class_counts, max_margin, exponent=exponent))
+        self.register_buffer("weight", _checked_weight(weight, len(self.margins)))
+
+    def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        self._check(cosines, labels)
+        own = self.margins.to(cosines)[labels, None] * -self.scale
+        logits = (self.scale * cosines).scatter_add_(1, labels[:, None], own)
+        return F.cross_entropy(logits, labels, weight=None if self.weight is None else self.weight.to(logits))
+
+    def _check(self, cosines: Tensor, labels: Tensor) -> None:
+        _check_batch("cosines", cosines, labels, len(self.margins))
+        low, high = cosines.detach().aminmax()
+        if not (low >= -1.02 and high <= 1.02):  # bfloat16 rounds a cosine of 1 up to 1.008
+            raise ValueError(
+                f"cosines: got numbers from {low.item():.3g} to {high.item():.3g}; allowed: -1 to 1. LDAM needs "
+                "a cosine head: heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)"
+            )
+
+
+class LDAMHingeLoss(LDAMLoss):
+    """scale * max(0, m_y - cos_y + max over the other classes of cos_j): the hinge form, 0 once the margin is kept.
+
+    Cao et al. 2019, equation 9 ("LDAM-HG"). Arguments as `LDAMLoss`; the scale only makes steps longer here, so that
+    both forms can share a learning rate. The authors did not release this form.
+    """
+
+    def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        self._check(cosines, labels)
+        own = cosines.gather(1, labels[:, None])[:, 0]
+        others = cosines.scatter(1, labels[:, None], -math.inf).amax(1)
+        violation = (self.margins.to(cosines)[labels] - own + others).clamp(min=0)
+        return self.scale * _weighted_mean(violation, labels, self.weight)
+
+
+def _checked_weight(weight: Tensor | None, num_classes: int | None = None) -> Tensor | None:
+    if weight is None:
+        return None
+    weight = torch.as_tensor(weight, dtype=torch.float32)
+    if weight.ndim != 1 or len(weight) != (num_classes or len(weight)) or not (weight >= 0).all():
+        raise ValueError(
+            f"weight: got {weight.tolist()}; allowed: one number of at least 0 for each "
+            f"{f'of {num_classes} classes' if num_classes else 'class'}"
+        )
+    return weight
+
+
+def _check_batch(name: str, values: Tensor, labels: Tensor, num_classes: int | None = None) -> None:
+    if values.ndim != 2 or labels.shape != values.shape[:1] or values.shape[1] != (num_classes or values.shape[1]):
+        raise ValueError(
+            f"{name}: got shape {tuple(values.shape)} with labels of {tuple(labels.shape)}; "
+            f"allowed: (B, {num_classes or 'C'}) with (B,)"
+        )
+    if not len(labels):
+        raise ValueError(f"{name}: got an empty batch; allowed: at least one image")
+    low, high = labels.aminmax()
+    if low < 0 or high >= values.shape[1]:
+        raise ValueError(f"labels: got {low.item()} to {high.item()}; allowed: 0 to {values.shape[1] - 1}")
+
+
+def _weighted_mean(values: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return values.mean()
+    of_image = weight.to(values)[labels]
+    return (of_image * values).sum() / of_image.sum()
 
 
 # ---- class-incremental learning: `old` means the model of the phase before, or the classes it knew -------------------
@@ -126,8 +282,9 @@ def inter_class_separation_loss(
         raise ValueError(f"k: got {k}; allowed: 1 to {num_new}, the number of new classes")
     if len(labels) and (labels.min() < 0 or labels.max() >= cosines.shape[1]):
         raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {cosines.shape[1] - 1}")
-    if len(labels) and cosines.detach().abs().max() > 1.001:
-        raise ValueError("cosines: got numbers beyond 1; allowed: -1 to 1, the cosines before the scale")
+    largest = cosines.detach().abs().max() if len(labels) else 0
+    if not largest <= 1.02:  # NaN too; bfloat16 rounds 1 to 1.008
+        raise ValueError(f"cosines: got numbers up to {largest:g}; allowed: -1 to 1, the cosines before the scale")
     old = labels < num_old
     own = cosines[old].gather(1, labels[old, None])
     nearest_new = cosines[old, num_old:].topk(k, dim=1).values

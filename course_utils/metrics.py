@@ -122,14 +122,14 @@ def error_blocks(predictions: Tensor, labels: Tensor, num_old: int) -> dict[str,
     wrong, old, said_old = predictions != labels, labels < num_old, predictions < num_old
 
     def share(which: Tensor, among: Tensor) -> float:
-        return ((which & among).sum() / among.sum()).item()
+        return (which & among).sum().item() / among.sum().item() if among.any() else math.nan
 
     return {
         "old_to_old": share(wrong & said_old, old),
         "old_to_new": share(~said_old, old),
         "new_to_old": share(said_old, ~old),
         "new_to_new": share(wrong & ~said_old, ~old),
-        "share_new": ((~said_old).sum() / (~old).sum()).item(),
+        "share_new": (~said_old).sum().item() / (~old).sum().item() if (~old).any() else math.nan,
     }
 
 

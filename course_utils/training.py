@@ -19,19 +19,11 @@ from .data import LabeledImages
 from .networks import device_of
 from .runtime import progress_bar, write_atomically
 from .sampling import EpochSampler, InstanceBalancedSampler
+from .schedules import constant_schedule as constant_schedule
+from .schedules import cosine_schedule as cosine_schedule
 
 History = list[dict[str, float]]
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-
-
-def cosine_schedule(epoch: int, epochs: int) -> float:
-    """Factor of the learning rate in `epoch` (0-based) of `epochs`: 1 at the start, close to 0 at the end."""
-    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-
-
-def constant_schedule(epoch: int, epochs: int) -> float:
-    """Factor 1 in every epoch."""
-    return 1.0
 
 
 class SGD:

@@ -119,6 +119,19 @@ def test_any_sampler_decides_what_is_shown(data, sampler):
         assert sorted(shown) == [1, 3, 5, 7, 9]
 
 
+@pytest.mark.parametrize("augment", [None, lambda images, generator: images])
+@pytest.mark.parametrize("sampler", [None, ClassBalancedSampler(torch.tensor([0] * 7 + [1] * 2 + [2]), num_samples=25)])
+def test_indices_are_the_places_of_the_images_that_come_with_them(data, sampler, augment):
+    batches = Batches(data, 4, sampler=sampler, augment=augment)
+    got = list(batches.with_indices())
+    order = list(range(10)) if sampler is None else list(sampler)
+    for images, labels, indices in got:
+        assert numbers(images) == indices.tolist() and torch.equal(labels, data.labels[indices])
+    assert torch.cat([indices for *_, indices in got]).tolist() == order
+    for (images, labels), (same_images, same_labels, _) in zip(batches, got, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+
+
 def test_augmentation_gets_uint8_and_the_given_generator(data):
     seen = []
 

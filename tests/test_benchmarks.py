@@ -1,11 +1,11 @@
-"""The benchmark runs and reports both ways. Times are never compared here: other programs may run."""
+"""The benchmarks run and report all ways. Times are never compared here: other programs may run."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks.__main__ import main
+from benchmarks.__main__ import BENCHMARKS, main
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,33 @@ def test_the_training_benchmark_runs_and_says_what_it_measured(tmp_path, capsys)
     assert "2 seeds, seconds" in printed and "images a second" in printed and "balanced accuracy" in printed
 
 
+def test_the_incremental_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(["incremental", "--sizes", "25x4", "60x8", "--epochs", "1", "--max-count", "8", "--repeats", "1",
+                 "--json", str(file)]) == 0  # fmt: skip
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert (result["epochs"], result["repeats"], result["exemplars"]) == (1, 1, 20)
+    assert [(row["images"], row["dim"]) for row in result["herding"]] == [(25, 4), (60, 8)]
+    for row in result["herding"]:
+        assert row["same_order"] and all(row["seconds"][way] > 0 for way in ("course", "array", "loop"))
+    assert [row["network"] for row in result["phase"]] == ["MLP", "SmallCNN"]
+    for row in result["phase"]:
+        assert row["images"] == 17 * 8 and all(row["seconds"][way] > 0 for way in ("course", "common"))
+        assert row["largest_difference"] < 1e-5 < 1e-4 < row["largest_change_by_training"]
+    assert "20 of 60 x 8" in printed and "same order" in printed and "MLP, 136 x 1 epochs" in printed
+
+
+def test_the_losses_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(["losses", "--batch", "16", "--classes", "30", "--repeats", "2", "--json", str(file)]) == 0
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert result["course_and_one_hot_agree"] and "agree in value and gradient" in printed
+    assert set(result["ways"]) == {"course", "one-hot", "cross-entropy"}
+    assert all(way["cpu_seconds"] > 0 for way in result["ways"].values())
+
+
 @pytest.mark.parametrize("arguments", [[], ["sampling"]])
 def test_an_unknown_benchmark_is_refused(arguments, capsys):
     assert main(arguments) == 2
-    assert "usage: python -m benchmarks {training}" in capsys.readouterr().err
+    assert f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [--help]" in capsys.readouterr().err
+    assert {"training", "incremental"} <= set(BENCHMARKS)

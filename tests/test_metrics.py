@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
+from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from course_utils.metrics import (
     average_incremental_accuracy,
     balanced_accuracy,
     calibration_error,
+    confusion_matrix,
+    error_blocks,
     forgetting,
     open_set_auroc,
     open_set_f_measure,
@@ -170,6 +173,9 @@ def test_wrong_probabilities_are_refused(probabilities, labels, options, message
 
 def test_average_incremental_accuracy_is_the_mean_over_phases():
     assert average_incremental_accuracy([0.9, 0.7, 0.5]) == pytest.approx(0.7)
+    published = [76.86, 69.62, 64.64, 59.26, 55.92, 54.41]  # LUCIR on CIFAR-100, 50 classes and 5 phases of 10
+    assert average_incremental_accuracy(published) == pytest.approx(63.45, abs=0.005), "with the base phase"
+    assert average_incremental_accuracy(published[1:]) == pytest.approx(60.77, abs=0.005), "without it"
     with pytest.raises(ValueError, match="accuracies: got none"):
         average_incremental_accuracy([])
 
@@ -199,6 +205,67 @@ def test_forgetting_needs_a_square_of_two_phases(table):
 def test_forgetting_refuses_a_task_that_was_never_measured():
     with pytest.raises(ValueError, match="per_phase"):
         forgetting(torch.tensor([[NAN, NAN], [0.5, 1.0]]))
+
+
+def slow_blocks(predictions, labels, num_old):
+    pairs = list(zip(predictions.tolist(), labels.tolist(), strict=True))
+    old, new = [(p, y) for p, y in pairs if y < num_old], [(p, y) for p, y in pairs if y >= num_old]
+    return {
+        "old_to_old": sum(p != y and p < num_old for p, y in old) / len(old),
+        "old_to_new": sum(p >= num_old for p, y in old) / len(old),
+        "new_to_old": sum(p < num_old for p, y in new) / len(new),
+        "new_to_new": sum(p != y and p >= num_old for p, y in new) / len(new),
+        "share_new": sum(p >= num_old for p, y in pairs) / len(new),
+    }
+
+
+@pytest.mark.parametrize(("classes", "num_old", "seed"), [(5, 3, 0), (5, 1, 1), (9, 8, 2)])
+def test_error_blocks_agree_with_a_slow_reference_and_sum_to_all_errors(classes, num_old, seed):
+    predictions, labels = some(300, classes, seed)
+    blocks = error_blocks(predictions, labels, num_old)
+    assert blocks == pytest.approx(slow_blocks(predictions, labels, num_old))
+    old = (labels < num_old).double().mean().item()
+    errors = old * (blocks["old_to_old"] + blocks["old_to_new"])
+    errors += (1 - old) * (blocks["new_to_old"] + blocks["new_to_new"])
+    assert errors == pytest.approx((predictions != labels).double().mean().item())
+
+
+def test_error_blocks_of_all_right_and_of_all_called_new():
+    labels = torch.tensor([0, 0, 1, 2, 3])
+    right = {"old_to_old": 0, "old_to_new": 0, "new_to_old": 0, "new_to_new": 0, "share_new": 1}
+    assert error_blocks(labels, labels, 2) == right
+    new = {"old_to_old": 0, "old_to_new": 1, "new_to_old": 0, "new_to_new": 0.5, "share_new": 2.5}
+    assert error_blocks(torch.full((5,), 3), labels, 2) == new
+
+
+@pytest.mark.parametrize(("num_old", "nothing"), [(9, ("new_to_old", "new_to_new", "share_new")),
+                                                  (0, ("old_to_old", "old_to_new"))])  # fmt: skip
+def test_error_blocks_of_no_images_are_nan(num_old, nothing):
+    blocks = error_blocks(torch.tensor([0, 3, 9]), torch.tensor([0, 1, 2]), num_old)
+    assert {name for name, value in blocks.items() if math.isnan(value)} == set(nothing)
+    assert not any(math.isinf(value) for value in blocks.values())
+
+
+@pytest.mark.parametrize(("n", "classes", "seed"), [(200, 7, 0), (31, 2, 1), (3, 40, 2), (0, 3, 0)])
+def test_the_confusion_matrix_agrees_with_scikit_learn(n, classes, seed):
+    predictions, labels = some(n, classes, seed)
+    want = sklearn_confusion(labels, predictions, labels=range(classes)) if n else torch.zeros(3, 3)
+    matrix = confusion_matrix(predictions, labels, classes)
+    assert matrix.dtype == torch.int64 and matrix.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ([0, 3], [0, 1], "predictions: got 0 to 3; allowed: 0 to 2"),
+        ([-1, 1], [0, 1], "predictions: got -1 to 1; allowed: 0 to 2"),
+        ([0, 1], [0, 3], "labels: got 0 to 3; allowed: 0 to 2"),
+        ([0, 1], [0], r"predictions: got shape \(2,\) beside labels of shape \(1,\)"),
+    ],
+)
+def test_a_confusion_matrix_of_unknown_classes_is_refused(predictions, labels, message):
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(torch.tensor(predictions), torch.tensor(labels), 3)
 
 
 # ---- open world ----------------------------------------------------------------------------------------------------

@@ -157,10 +157,10 @@ def test_a_read_only_folder_is_named(tmp_path):
 
 LAYERS = (
     "runtime", "metrics", "profiles", "sources", "data", "batches", "sampling", "losses", "networks", "heads",
-    "training", "decoupling", "arms", "incremental", "openworld", "figures", "pictures", "widgets", "exercises",
-    "experiments",
+    "schedules", "training", "decoupling", "arms", "incremental", "openworld", "figures", "pictures", "widgets",
+    "exercises", "experiments", "tables",
 )  # fmt: skip
-MAY_PRINT = {"runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore"}
+MAY_PRINT = {"runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore", "tables.main"}
 SOURCES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
         path.read_text(encoding="utf-8")

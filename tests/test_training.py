@@ -213,6 +213,82 @@ def test_frozen_layers_stay():
     assert all(torch.equal(a, b) for a, b in zip(before, model.backbone.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("network", [with_batch_norm, with_dropout])
+def test_a_frozen_part_stands_still_in_evaluation_mode(network):
+    """Statistics of batch normalization do not move, and dropout does nothing."""
+    model, modes = made(network), []
+    model.backbone.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    evaluate = lambda model: modes.append([m.training for m in model.backbone.modules()]) or {}  # noqa: E731
+    fit(model, DATA, epochs=2, batch_size=16, augment=None, progress=False, evaluate=evaluate)
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
+    assert not any(map(any, modes)) and all(module.training for module in model.modules())
+
+    by_hand = made(network)  # the head alone, on features of a network in evaluation mode
+    features = extract_features(by_hand, DATA)
+    head = lambda model, images, labels, indices: F.cross_entropy(model.head(features[indices]), labels)  # noqa: E731
+    fit(by_hand, DATA, epochs=2, batch_size=16, augment=None, progress=False, objective=head)
+    assert torch.allclose(model.head.weight, by_hand.head.weight, atol=1e-5)
+    assert not torch.allclose(model.head.weight, made(network).head.weight, atol=1e-2), "the head learns"
+
+
+def test_only_the_frozen_part_stands_still():
+    model = made(with_batch_norm)
+    model.backbone[0].requires_grad_(False), model.backbone[1].requires_grad_(False)
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    fit(model, DATA, epochs=1, progress=False)
+    same = {k: torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items()}
+    assert all(same[k] for k in same if k[:2] in ("0.", "1.")) and not any(same[k] for k in same if k[0] not in "01")
+
+
+# ---- an objective instead of a loss --------------------------------------------------------------------------------
+
+
+def cross_entropy_objective(model, images, labels, indices):
+    return F.cross_entropy(model(images), labels)
+
+
+@NETWORKS
+def test_cross_entropy_as_an_objective_is_the_same_training(network):
+    (plain, history), (other, again) = train(network), train(network, objective=cross_entropy_objective)
+    assert same(plain, other) and without_seconds(history) == without_seconds(again)
+
+
+class SpyObjective:
+    def __init__(self):
+        self.epochs, self.calls = [], []
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def __call__(self, model, images, labels, indices):
+        self.calls.append((model, images, labels, indices))
+        return F.cross_entropy(model(images), labels) + 3
+
+
+def test_an_objective_gets_model_images_labels_and_their_places_and_hears_of_every_epoch():
+    spy = SpyObjective()
+    sampler = ClassBalancedSampler(DATA.labels, num_samples=40, seed=5)
+    model, history = train(epochs=2, objective=spy, sampler=sampler, augment=None)
+    assert spy.epochs == [0, 1] and len(spy.calls) == 2 * 3
+    for seen, images, labels, indices in spy.calls:
+        assert seen is model and torch.equal(labels, DATA.labels[indices])
+        assert torch.equal(images, to_float(DATA.images[indices]))
+    assert torch.cat([indices for *_, indices in spy.calls[3:]]).tolist() == list(sampler)
+    plain, losses = train(epochs=2, sampler=sampler, augment=None)
+    assert [row["loss"] for row in history] == pytest.approx([row["loss"] + 3 for row in losses])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+def test_an_objective_beside_a_loss_is_refused_and_a_checkpoint_of_another_one_too(tmp_path):
+    with pytest.raises(ValueError, match="objective: got one beside a loss; allowed: one of them"):
+        train(objective=cross_entropy_objective, loss=nn.CrossEntropyLoss())
+    train(objective=cross_entropy_objective, checkpoint=tmp_path / "run.pt")
+    for options in ({}, {"objective": SpyObjective()}):
+        with pytest.raises(ValueError, match="written with other settings: loss=cross_entropy_objective instead of"):
+            train(checkpoint=tmp_path / "run.pt", **options)
+
+
 def test_schedules_at_their_borders():
     assert cosine_schedule(0, 10) == 1 and cosine_schedule(5, 10) == pytest.approx(0.5)
     assert cosine_schedule(9, 10) == pytest.approx(0.5 * (1 + math.cos(0.9 * math.pi)))

@@ -1,0 +1,174 @@
+"""Pictures of notebook 03: confusion matrices and features phase by phase; the margin on real cosines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..figures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
+from ..metrics import confusion_matrix, error_blocks
+
+
+def draw_confusion(axes: Axes, predictions: Tensor, labels: Tensor, names: Sequence[str], old: int) -> dict:
+    """Confusion matrix in % of each row, the border between old and new classes as lines. Returns the artists."""
+    classes = len(names)
+    image = axes.imshow(np.zeros((classes, classes)), cmap="Blues", vmin=0, vmax=60)
+    lines = [axes.axhline(0, color=VERMILLION, linewidth=1), axes.axvline(0, color=VERMILLION, linewidth=1)]
+    axes.set_xticks(range(classes), names, fontsize=7)
+    axes.set_yticks(range(classes), names, fontsize=7)
+    axes.grid(visible=False)
+    axes.set(xlabel="called", ylabel="is")
+    artists = {"image": image, "lines": lines, "classes": classes}
+    move_confusion(artists, predictions, labels, old)
+    return artists
+
+
+def move_confusion(artists: dict, predictions: Tensor, labels: Tensor, old: int) -> None:
+    """Show other predictions in a picture made by `draw_confusion()`."""
+    counts = confusion_matrix(predictions, labels, artists["classes"]).double()
+    artists["image"].set_data((100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy())
+    artists["lines"][0].set_ydata([old - 0.5] * 2)
+    artists["lines"][1].set_xdata([old - 0.5] * 2)
+
+
+def phase_picture(predictions: Mapping[str, Sequence[Tensor]], labels: Tensor, maps: Mapping[str, Sequence[tuple]],
+                  phases: Sequence[str]):  # fmt: skip
+    """Left: confusion matrix after a phase. Right: the feature map of the same moment, old letters grey, new ones red.
+
+    predictions: for each method, one tensor a phase. labels: (N,) of all test images in the order of arrival.
+    maps: for each method, one (points (M, 2), labels (M,)) a phase.
+    """
+    names = "".join(phases)
+    sizes = np.cumsum([len(phase) for phase in phases]).tolist()
+
+    def picture(figure: Figure):
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
+        method = next(iter(predictions))
+        artists = draw_confusion(left, predictions[method][0], labels[labels < sizes[0]], names, sizes[0])
+        (old_dots,) = right.plot([], [], ".", color=GREY, markersize=3, alpha=0.6, label="old letters")
+        (new_dots,) = right.plot([], [], ".", color=VERMILLION, markersize=4, label="letters of this phase")
+        texts = [right.text(0, 0, name, ha="center", va="center", fontsize=9, clip_on=True) for name in names]
+        every = np.concatenate([points for parts in maps.values() for points, _ in parts])
+        low, high = every.min(0) - 1, every.max(0) + 1
+        right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], xlabel="UMAP 1",
+                  ylabel="UMAP 2")  # fmt: skip
+        right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+        def update(method: str, phase: int) -> str:
+            seen, old = sizes[phase], sizes[phase - 1] if phase else sizes[0]
+            known = labels[labels < seen]
+            move_confusion(artists, predictions[method][phase], known, old)
+            points, letters = maps[method][phase]
+            fresh = letters >= (old if phase else 0)
+            old_dots.set_data(*points[~fresh].T)
+            new_dots.set_data(*points[fresh].T)
+            for j, text in enumerate(texts):
+                text.set_visible(bool((letters == j).any()))
+                if text.get_visible():
+                    text.set_position(np.median(points[letters == j], axis=0))
+            if not phase:
+                return f"{method}, phase 0: the first {seen} letters."
+            blocks = error_blocks(predictions[method][phase], known, old)
+            return (f"{method}, phase {phase}, {phases[phase]} are new: {100 * blocks['old_to_new']:.1f} % of the old "
+                    f"images are called new, {100 * blocks['new_to_old']:.1f} % of the new ones old.")  # fmt: skip
+
+        return update
+
+    return picture
+
+
+def margin_picture(own: Tensor, nearest: Tensor):
+    """Each old image as points (cosine with its own class, cosine with its k nearest new classes), and the margin.
+
+    own: (N,). nearest: (N, K), the largest first.
+    """
+    most = nearest.shape[1]
+
+    def picture(figure: Figure):
+        axes = figure.subplots()
+        (fine,) = axes.plot([], [], ".", color=BLUE, markersize=3, alpha=0.4, label="margin kept: no loss")
+        (wrong,) = axes.plot([], [], "x", color=VERMILLION, markersize=3, alpha=0.5, label="margin violated: pushed")
+        (border,) = axes.plot([], [], color="black", linewidth=1.2, label="border: own - new = margin")
+        axes.plot([-1, 1], [-1, 1], ":", color="black", linewidth=1, label="called new above this line")
+        axes.set(xlim=(-0.6, 1.02), ylim=(-1, 1.02), xlabel="cosine with the own (old) class",
+                 ylabel="cosine with a near new class")  # fmt: skip
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+        def update(margin: float, k: int) -> str:
+            x, y = own[:, None].expand(-1, k).flatten(), nearest[:, :k].flatten()
+            loss = (margin - x + y).clamp(min=0)
+            for dots, which in ((fine, loss == 0), (wrong, loss > 0)):
+                dots.set_data(x[which].numpy(), y[which].numpy())
+            ends = torch.tensor([-1.0, 1.02])
+            border.set_data(ends.numpy(), (ends - margin).numpy())
+            return (f"Margin {margin:g}, {k} of {most} new classes: {100 * (loss > 0).double().mean():.0f} % of the "
+                    f"pairs are pushed, mean loss {loss.mean():.3f}.")  # fmt: skip
+
+        return update
+
+    return picture
+
+
+# ---- still pictures --------------------------------------------------------------------------------------------------
+
+
+def draw_magnitudes(axes: Axes, norms: Tensor, bias: Tensor, names: Sequence[str], num_new: int) -> Axes:
+    """Row norms as bars and biases as diamonds, in the order of arrival; the last `num_new` classes red."""
+    old = len(names) - num_new
+    axes.bar(range(old), norms[:old], color=GREY, label="norms of old rows")
+    axes.bar(range(old, len(names)), norms[old:], color=VERMILLION, hatch="//", edgecolor="white", label="of new rows")
+    axes.plot(range(len(names)), bias, "kd", markersize=4, label="biases")
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel="class, in the order of arrival", ylabel="norm of the row, bias")
+    axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return axes
+
+
+def draw_trade(axes: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Axes:
+    """One mark for each setting at its mean (old accuracy, new accuracy) in %, small dots for the seeds."""
+    means = [(float(np.mean(old)), float(np.mean(new))) for old, new in points.values()]
+    axes.plot(*zip(*means, strict=True), "o-", color=PURPLE, markersize=8)
+    for name, (old, new), mean in zip(points, points.values(), means, strict=True):
+        axes.plot(old, new, ".", color=GREY)
+        axes.annotate(name, mean, textcoords="offset points", xytext=(7, 5))
+    axes.set(xlabel="stability: old classes right, %", ylabel="plasticity: later classes right, %")
+    return axes
+
+
+def draw_margins(axes: Axes, margins: Tensor, margin: float) -> Axes:
+    """Histogram of the margins of old images; lines at 0, where they are lost, and at the margin of the loss."""
+    axes.hist(margins.numpy(), bins=60, range=(-1, 1.6), color=BLUE)
+    for place, style in ((0, "-"), (margin, "--")):
+        axes.axvline(place, color=VERMILLION, linestyle=style)
+    axes.set(xlabel="own cosine - nearest new cosine", ylabel="old test images")
+    return axes
+
+
+def draw_curves(axes: Axes, curves: Mapping[str, Tensor], known: Sequence[int]) -> Axes:
+    """Accuracy (S seeds, P phases), 0 to 1, of several methods along the number of classes known: means and seeds."""
+    styles = zip((GREY, VERMILLION, SKY, BLUE, GREEN), "os^vD", strict=True)
+    for (method, values), (color, marker) in zip(curves.items(), styles, strict=False):
+        axes.plot(known, 100 * values.mean(0), marker + "-", color=color, label=method)
+        for seed in values:
+            axes.plot(known, 100 * seed, marker, color=color, markersize=3, alpha=0.4)
+    axes.set(xlabel="classes known", ylabel="accuracy in %, classes known", xticks=known)
+    axes.legend(fontsize=9)
+    return axes
+
+
+def draw_error_pairs(axes: Axes, errors: Mapping[str, tuple[float, float]]) -> Axes:
+    """For each method two bars, in %: old images called new, new images called old."""
+    rows = range(len(errors))
+    for i, (text, color) in enumerate((("old called new", VERMILLION), ("new called old", BLUE))):
+        axes.barh([r - 0.2 + 0.4 * i for r in rows], [pair[i] for pair in errors.values()], 0.38, color=color,
+                  hatch="//" * i, edgecolor="white", label=text)  # fmt: skip
+    axes.set_yticks(rows, errors)
+    axes.invert_yaxis()
+    axes.set_xlabel("errors after the last phase, % of old or of new images")
+    axes.legend(loc="lower right")
+    return axes

@@ -1,0 +1,122 @@
+"""Pictures of notebook 05: two margins that share a sum; margins on the circle; runs along margin, scale and start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..figures import BLUE, GREY, GROUP_COLORS, GROUP_HATCHES, ORANGE, VERMILLION
+from ..metrics import GROUPS
+
+
+def bound(share: float | np.ndarray, ratio: float, rare: int = 10) -> float | np.ndarray:
+    """1 / (m_1 sqrt(n_1)) + 1 / (m_2 sqrt(n_2)) for m_1 = share, m_2 = 1 - share, n_2 = rare, n_1 = ratio * rare."""
+    return 1 / (share * (ratio * rare) ** 0.5) + 1 / ((1 - share) * rare**0.5)
+
+
+def best_share(ratio: float) -> float:
+    """Share of the frequent class where the bound is smallest: n_1^(-1/4) / (n_1^(-1/4) + n_2^(-1/4))."""
+    return 1 / (1 + ratio**0.25)
+
+
+def trade_off_picture(rare: int = 10):
+    """Left: the border between a frequent and a rare class, the two margins to scale. Right: the bound."""
+
+    def picture(figure: Figure):
+        left, right = figure.subplots(1, 2)
+        bands = [left.add_patch(Rectangle((0, 0.25), 0, 0.5, color=color, alpha=0.35)) for color in (BLUE, VERMILLION)]
+        labels = [left.text(0, 0.5, "", ha="center", va="center", fontsize=10) for _ in bands]
+        border = left.axvline(0.5, color="black", linewidth=2)
+        left.plot([0, 0], [0.25, 0.75], "o", color=BLUE, markersize=10)
+        left.plot([1, 1], [0.25, 0.75], "^", color=VERMILLION, markersize=10)
+        left.set(xlim=(-0.15, 1.15), ylim=(0, 1), xlabel="position of the border between the nearest images", yticks=[])
+        left.grid(visible=False)
+        left.set_title("circles: frequent class · triangles: rare")
+        grid = np.linspace(0.03, 0.97, 200)
+        (curve,) = right.plot([], [], color=GREY)
+        (best,) = right.plot([], [], "k*", markersize=12, label="quarter power")
+        (here,) = right.plot([], [], "o", color=ORANGE, markersize=9, label="here")
+        right.set(xlim=(0, 1), ylim=(0, 5), xlabel="margin of the frequent class (sum of both = 1)", ylabel="bound")
+        right.legend(loc="upper center")
+
+        def update(ratio: float, share: float) -> str:
+            curve.set_data(grid, bound(grid, ratio, rare))
+            best.set_data([best_share(ratio)], [bound(best_share(ratio), ratio, rare)])
+            here.set_data([share], [bound(share, ratio, rare)])
+            border.set_xdata([share, share])
+            for band, text, start, width, name in zip(bands, labels, (0, share), (share, 1 - share),
+                                                      ("frequent", "rare"), strict=True):  # fmt: skip
+                band.set(x=start, width=width)
+                text.set(x=start + width / 2, text=f"{name}\n{width:.2f}")
+            more = bound(share, ratio, rare) / bound(best_share(ratio), ratio, rare) - 1
+            return (f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound {100 * more:.0f}"
+                    f" % above its minimum, which is at {best_share(ratio):.2f}.")  # fmt: skip
+
+        return update
+
+    return picture
+
+
+def margin_circle(axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, margins: Sequence[float],
+                  names: Sequence[str], colors: Sequence[str]) -> Axes:  # fmt: skip
+    """A cosine head on 2-D features. Only directions count, so all lies on the unit circle: rows as arrows, images as
+    dots outside; the thick arc of a class is where it wins by at least its margin, the thin grey rest by less."""
+    angles = np.linspace(0, 2 * np.pi, 1441)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    rows, dots = F.normalize(weight, dim=1).numpy(), F.normalize(features, dim=1).numpy()
+    cosines = circle @ rows.T
+    winner = cosines.argmax(1)
+    lead = np.sort(cosines, 1)[:, -1] - np.sort(cosines, 1)[:, -2]
+    axes.plot(*circle.T, color="lightgrey", linewidth=2)
+    for j, (name, color) in enumerate(zip(names, colors, strict=True)):
+        safe = circle[(winner == j) & (lead >= margins[j])]
+        axes.plot(*safe.T, ".", color=color, markersize=7)
+        axes.annotate("", rows[j] * 0.92, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2})
+        axes.text(*(rows[j] * 0.6), name, color="black", ha="center", va="center",
+                  bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": color})  # fmt: skip
+        mine = dots[(labels == j).numpy()]
+        radius = 1.1 + 0.1 * j
+        axes.plot(*(radius * mine).T, ".", color=color, markersize=4, alpha=0.4)
+    for k in np.flatnonzero(winner != np.roll(winner, 1)):  # borders between classes
+        axes.plot(*np.stack([0 * circle[k], circle[k]]).T, color="black", linewidth=0.8, linestyle=":")
+    axes.set(aspect="equal", xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), xticks=[], yticks=[])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def runs_picture(rows: Sequence[Mapping[str, float]]):
+    """Accuracy by group of the run with this max_margin, scale and start; the dotted lines are the best run's."""
+    found = {(row["max_margin"], row["scale"], row["start"]): row for row in rows}
+    best = max(rows, key=lambda row: row["all"])
+
+    def picture(figure: Figure):
+        axes = figure.subplots()
+        names = (*GROUPS, "all")
+        bars = axes.bar(names, [0] * 4, color=[GROUP_COLORS[n] for n in names], hatch=[GROUP_HATCHES[n] for n in names],
+                        edgecolor="white")  # fmt: skip
+        texts = [axes.text(k, 0, "", ha="center", va="bottom") for k in range(4)]
+        for bar, name in zip(bars, names, strict=True):
+            x = bar.get_x(), bar.get_x() + bar.get_width()
+            axes.hlines(100 * best[name], *x, color="black", linestyle=":")
+        axes.set(ylim=(0, 105), ylabel="accuracy in %, validation typefaces")
+
+        def update(max_margin: float, scale: float, start: float) -> str:
+            row = found[max_margin, scale, start]
+            for bar, text, name in zip(bars, texts, names, strict=True):
+                bar.set_height(100 * row[name])
+                text.set(y=100 * row[name], text=f"{100 * row[name]:.0f}")
+            when = "never" if start >= 1 else "from the start" if start == 0 else f"from {100 * start:.0f} % of training"
+            return (f"Largest margin {max_margin:g}, scale {scale:g}, weights {when}: balanced accuracy "
+                    f"{100 * row['all']:.0f} %. Dotted: the best of these runs.")  # fmt: skip
+
+        return update
+
+    return picture
