@@ -294,7 +294,8 @@ def _measure(model: ImageClassifier, teacher: ImageClassifier | None, train: Lab
         weight, was = model.head.weight.detach(), teacher.head.weight.detach()
         norms = row_norms(weight)
         row["norm_ratio"] = (norms[old:].mean() / norms[:old].mean()).item()
-        turn = F.cosine_similarity(weight[:old].double(), was.double(), dim=1).clamp(-1, 1).acos()
+        chord = (F.normalize(weight[:old], dim=1) - F.normalize(was, dim=1)).norm(dim=1)
+        turn = 2 * (chord / 2).clamp(max=1).asin()  # exactly 0 for a row that stayed
         row["row_angle"] = torch.rad2deg(turn).mean().item()
         if isinstance(model.head, nn.Linear):
             bias = model.head.bias.detach()

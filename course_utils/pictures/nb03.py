@@ -95,7 +95,7 @@ def margin_picture(own: Tensor, nearest: Tensor):
         (wrong,) = axes.plot([], [], "x", color=VERMILLION, markersize=3, alpha=0.5, label="margin violated: pushed")
         (border,) = axes.plot([], [], color="black", linewidth=1.2, label="border: own - new = margin")
         axes.plot([-1, 1], [-1, 1], ":", color="black", linewidth=1, label="called new above this line")
-        axes.set(xlim=(-0.6, 1.02), ylim=(-1, 1.02), xlabel="cosine with the own (old) class",
+        axes.set(xlim=(-0.25, 1.02), ylim=(-0.75, 1.02), xlabel="cosine with the own (old) class",
                  ylabel="cosine with a near new class")  # fmt: skip
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -136,7 +136,8 @@ def draw_trade(axes: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[
     for name, (old, new), mean in zip(points, points.values(), means, strict=True):
         axes.plot(old, new, ".", color=GREY)
         axes.annotate(name, mean, textcoords="offset points", xytext=(7, 5))
-    axes.set(xlabel="stability: old classes right, %", ylabel="plasticity: later classes right, %")
+    axes.margins(x=0.12, y=0.1)
+    axes.set(xlabel="stability: old classes right, %", ylabel="plasticity: newest classes right, %")
     return axes
 
 

@@ -55,8 +55,8 @@ def trade_off_picture(rare: int = 10):
                 band.set(x=start, width=width)
                 text.set(x=start + width / 2, text=f"{name}\n{width:.2f}")
             more = bound(share, ratio, rare) / bound(best_share(ratio), ratio, rare) - 1
-            return (f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound {100 * more:.0f}"
-                    f" % above its minimum, which is at {best_share(ratio):.2f}.")  # fmt: skip
+            return (f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound "
+                    f"{100 * more:.0f} % above its minimum, which is at {best_share(ratio):.2f}.")  # fmt: skip
 
         return update
 
@@ -92,6 +92,25 @@ def margin_circle(axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, 
     return axes
 
 
+def runs_maps(axes: Sequence[Axes], rows: Sequence[Mapping[str, float]]) -> None:
+    """Balanced accuracy in % of runs along max_margin and scale, one map for each start of the weights."""
+    sizes, scales = ([*dict.fromkeys(row[key] for row in rows)] for key in ("max_margin", "scale"))
+    for ax, start in zip(axes, dict.fromkeys(row["start"] for row in rows), strict=True):
+        found = {(row["max_margin"], row["scale"]): 100 * row["all"] for row in rows if row["start"] == start}
+        ax.imshow([[found[m, s] for s in scales] for m in sizes], vmin=0, vmax=100, cmap="cividis", aspect="auto")
+        for (m, s), value in found.items():
+            color = "black" if value > 60 else "white"
+            ax.text(scales.index(s), sizes.index(m), f"{value:.0f}", ha="center", va="center", color=color)
+        ax.set(xticks=range(len(scales)), xticklabels=[f"{s:g}" for s in scales], xlabel="scale",
+               yticks=range(len(sizes)), yticklabels=[f"{m:g}" for m in sizes], title=f"weights {_moment(start)}")
+        ax.grid(visible=False)
+    axes[0].set_ylabel("largest margin")
+
+
+def _moment(start: float) -> str:
+    return "never" if start >= 1 else f"from {100 * start:.0f} %" if start else "from the start"
+
+
 def runs_picture(rows: Sequence[Mapping[str, float]]):
     """Accuracy by group of the run with this max_margin, scale and start; the dotted lines are the best run's."""
     found = {(row["max_margin"], row["scale"], row["start"]): row for row in rows}
@@ -108,14 +127,13 @@ def runs_picture(rows: Sequence[Mapping[str, float]]):
             axes.hlines(100 * best[name], *x, color="black", linestyle=":")
         axes.set(ylim=(0, 105), ylabel="accuracy in %, validation typefaces")
 
-        def update(max_margin: float, scale: float, start: float) -> str:
-            row = found[max_margin, scale, start]
+        def update(max_margin: float, scale: float, weights_from: float) -> str:
+            row = found[max_margin, scale, weights_from]
             for bar, text, name in zip(bars, texts, names, strict=True):
                 bar.set_height(100 * row[name])
                 text.set(y=100 * row[name], text=f"{100 * row[name]:.0f}")
-            when = "never" if start >= 1 else "from the start" if start == 0 else f"from {100 * start:.0f} % of training"
-            return (f"Largest margin {max_margin:g}, scale {scale:g}, weights {when}: balanced accuracy "
-                    f"{100 * row['all']:.0f} %. Dotted: the best of these runs.")  # fmt: skip
+            return (f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}: "
+                    f"balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs.")  # fmt: skip
 
         return update
 

@@ -1,0 +1,135 @@
+"""Pictures of notebook 04: what an epoch of each sampler shows; a tau that moves decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from torch import Tensor
+
+from ..decoupling import tau_normalize
+from ..figures import GROUP_COLORS, GROUP_HATCHES, class_bars, group_legend, region_colors
+from ..metrics import GROUPS, confusion_matrix, per_class_accuracy, shot_accuracy
+from ..sampling import EpochSampler
+
+
+def sampler_picture(samplers: Mapping[str, EpochSampler], counts: Sequence[int], names: Sequence[str]):
+    """Images of every class in one epoch: bars what was drawn, black steps what the formula says."""
+    order = sorted(range(len(names)), key=lambda j: -counts[j])
+
+    def picture(figure: Figure):
+        axes = figure.subplots()
+        class_bars(axes, [1] * len(names), names, counts, order=order)
+        bars = list(axes.patches)
+        edges = np.arange(len(names) + 1) - 0.5
+        steps = axes.stairs([1] * len(names), edges, baseline=None, color="black", linewidth=1.5)
+        axes.set(yscale="log", ylim=(1, 2 * max(counts)), ylabel="images in the epoch")
+        group_legend(axes, bars=True, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+        def update(sampler: str, epoch: int) -> str:
+            chosen = samplers[sampler]
+            chosen.set_epoch(epoch)
+            drawn = torch.bincount(chosen.labels[chosen.indices()], minlength=len(names))
+            expected = len(chosen) * chosen.probabilities()
+            for bar, j in zip(bars, order, strict=True):
+                bar.set_height(max(int(drawn[j]), 1e-3))
+            steps.set_data(expected[order].numpy())
+            first, last = order[0], order[-1]
+            return (f"{sampler}, epoch {epoch}: {names[first]} {int(drawn[first])} times, {names[last]} "
+                    f"{int(drawn[last])} times; its {counts[last]} images come {drawn[last] / counts[last]:.1f} "
+                    "times each. Black: the formula.")  # fmt: skip
+
+        return update
+
+    return picture
+
+
+def accuracy_table(axes: Axes, values: Sequence[Sequence[tuple[float, float]]], rows: Sequence[str],
+                   columns: Sequence[str]) -> Axes:  # fmt: skip
+    """A table of accuracies in %, (mean, standard deviation) in every field, as a heat map with a scale of its own:
+    the darkest field is the largest mean, white is 25 points below it, or less."""
+    means = np.array([[mean for mean, _ in line] for line in values])
+    axes.imshow(means, cmap="Blues", vmin=means.max() - 25, vmax=means.max() + 5, aspect="auto")
+    for i, line in enumerate(values):
+        for j, (mean, spread) in enumerate(line):
+            color = "white" if mean > means.max() - 8 else "black"
+            axes.text(j, i, f"{mean:.1f} ± {spread:.1f}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def tau_picture(features: Tensor, labels: Tensor, weight: Tensor, counts: Sequence[int], names: Sequence[str],
+                means: Tensor, corners: str, points: int = 80):  # fmt: skip
+    """Accuracy by group, decision regions on the plane through three class means, and the confusion, for one tau.
+
+    means: (C, D), mean training feature of each class. corners: the names of three classes; the plane goes through
+    their means, and their test images are drawn where they fall on it.
+    """
+    a, b, c = (means[names.index(name)] for name in corners)
+    across = (b - a) / (b - a).norm()
+    up = (c - a) - ((c - a) @ across) * across
+    up = up / up.norm()
+    flat = torch.stack([across, up], 1)
+
+    def on_plane(points: Tensor) -> np.ndarray:
+        return ((points - a) @ flat).numpy()
+
+    marks = on_plane(torch.stack([a, b, c]))
+    dots = [on_plane(features[labels == names.index(name)]) for name in corners]
+    low = np.min([d.min(0) for d in dots], axis=0)
+    high = np.max([d.max(0) for d in dots], axis=0)
+    x, y = (torch.linspace(float(lo), float(hi), points) for lo, hi in zip(low, high, strict=True))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
+    places = a + grid @ flat.T
+    order = sorted(range(len(names)), key=lambda j: -counts[j])
+    extent = [low[0], high[0], low[1], high[1]]
+
+    def picture(figure: Figure):
+        left, middle, right = figure.subplots(1, 3, width_ratios=[2, 3, 3])
+        groups = (*GROUPS, "all")
+        bars = left.bar(groups, [0] * 4, color=[GROUP_COLORS[g] for g in groups],
+                        hatch=[GROUP_HATCHES[g] for g in groups], edgecolor="white")  # fmt: skip
+        left.set(ylim=(0, 100), ylabel="test accuracy in %", title="by group")
+        left.tick_params(axis="x", rotation=40)
+        colors = ListedColormap(region_colors(counts))
+        regions = middle.imshow(np.zeros((points, points)), origin="lower", extent=extent, cmap=colors, vmin=-0.5,
+                                vmax=len(names) - 0.5, aspect="auto")  # fmt: skip
+        halo = [withStroke(linewidth=2.5, foreground="white")]
+        for name, mark, cloud, marker in zip(corners, marks, dots, "ovs", strict=True):
+            middle.plot(*cloud.T, marker, color="black", markersize=2.5, alpha=0.35)
+            middle.text(*mark, name, fontsize=13, weight="bold", ha="center", va="center", path_effects=halo)
+        middle.grid(visible=False)
+        middle.set(title=f"plane through the means of {', '.join(corners)}", xlim=extent[:2], ylim=extent[2:],
+                   xlabel=f"distance from the mean of {corners[0]} (units of the features)")  # fmt: skip
+        table = right.imshow(np.zeros((len(names), len(names))), cmap="Greys", vmin=0, vmax=1)
+        ticks = [names[j] for j in order]
+        right.set_xticks(range(len(names)), ticks, fontsize=6)
+        right.set_yticks(range(len(names)), ticks, fontsize=6)
+        right.grid(visible=False)
+        right.set(title="confusion", xlabel="what it says", ylabel="what it is")
+
+        def update(tau: float) -> str:
+            moved = tau_normalize(weight, tau)
+            said = (features @ moved.T).argmax(1)
+            scores = shot_accuracy(per_class_accuracy(said, labels, len(names)), counts)
+            for bar, value in zip(bars, scores.values(), strict=True):
+                bar.set_height(100 * value)
+            regions.set_data((places @ moved.T).argmax(1).reshape(points, points).numpy())
+            confusion = confusion_matrix(said, labels, len(names))[order][:, order].double()
+            table.set_data((confusion / confusion.sum(1, keepdim=True)).sqrt())
+            values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in scores.items())
+            return f"tau {tau:.1f}: {values}."
+
+        return update
+
+    return picture
