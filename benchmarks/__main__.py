@@ -2,9 +2,10 @@
 
 import sys
 
-from . import training
+from . import decoupling, incremental, losses, training
 
-BENCHMARKS = {"training": training.main}
+BENCHMARKS = {"training": training.main, "incremental": incremental.main, "decoupling": decoupling.main,
+              "losses": losses.main}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -90,8 +90,8 @@ def ldam_margins(
 ) -> Tensor:
     """m_j = max_margin * (n_min / n_j)^exponent: float32 (C,), the rarest class gets `max_margin`.
 
-    Cao et al. 2019, equation 12 with exponent = 1/4; their constant C is max_margin * n_min^(1/4). exponent = 0 is the
-    uniform margin of their section 4 ("M-DRW").
+    Cao et al. 2019, section 3.1, with exponent = 1/4; their constant C is max_margin * n_min^(1/4). exponent = 0 is the
+    uniform margin of their experiments ("M-DRW").
 
     Args:
         max_margin: in units of a cosine; above 0. 0.5 in the paper for small data, 0.3 for iNaturalist.
@@ -111,7 +111,7 @@ def ldam_margins(
 class LDAMLoss(nn.Module):
     """Cross-entropy of scale * (cosines with m_y taken off the true class): every class gets a margin of its own.
 
-    Cao et al. 2019, equations 10 to 12, with the scale of their released code.
+    Cao et al. 2019, section 3.2, with the scale of their released code.
 
     Args:
         class_counts: n_j, each at least 1.
@@ -164,7 +164,7 @@ class LDAMLoss(nn.Module):
 class LDAMHingeLoss(LDAMLoss):
     """scale * max(0, m_y - cos_y + max over the other classes of cos_j): the hinge form, 0 once the margin is kept.
 
-    Cao et al. 2019, equation 9 ("LDAM-HG"). Arguments as `LDAMLoss`; the scale only makes steps longer here, so that
+    Cao et al. 2019, section 3.2 ("LDAM-HG"). Arguments as `LDAMLoss`; the scale only makes steps longer here, so that
     both forms can share a learning rate. The authors did not release this form.
     """
 

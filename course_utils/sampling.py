@@ -6,11 +6,30 @@ of classes (Kang et al. 2020, equation 1: p_j = n_j^q / sum_i n_i^q; q = 1 insta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+
+def class_probabilities(class_counts: Tensor | Sequence[int], q: float) -> Tensor:
+    """p_j = n_j^q / sum_i n_i^q (Kang et al. 2020, equation 1): float64 (C,), sums to 1.
+
+    class_counts: (C,), n_j. q: 1 instance-balanced, 1/2 square-root, 0 class-balanced; any finite number.
+
+    Raises:
+        ValueError: a class without images, or a q that is not a finite number.
+    """
+    counts = torch.as_tensor(class_counts)
+    if counts.ndim != 1 or not len(counts) or not (counts > 0).all():
+        raise ValueError(f"class_counts: got {counts.tolist()}; allowed: one number above 0 for each class")
+    if not math.isfinite(q):
+        raise ValueError(f"q: got {q}; allowed: a finite number, such as 0, 0.5 or 1")
+    powers = counts.double() ** q
+    return powers / powers.sum()
 
 
 class EpochSampler(Sampler[int]):
@@ -23,18 +42,23 @@ class EpochSampler(Sampler[int]):
 
     Works with `torch.utils.data.DataLoader(dataset, sampler=...)` and with `Batches`. Call `set_epoch(epoch)` before
     each epoch, as with torch's DistributedSampler; `fit()` does.
+
+    `classes`, the sorted labels that occur, and `counts`, their n_j, are int64 (C,); a label that no image has is not
+    among them and is never drawn.
     """
 
     def __init__(self, labels: Tensor, *, num_samples: int | None = None, seed: int = 0):
         self.labels = torch.as_tensor(labels).cpu()
         if self.labels.ndim != 1 or not len(self.labels):
             raise ValueError(f"labels: got shape {tuple(self.labels.shape)}; allowed: (N,) with N of at least 1")
-        if self.labels.is_floating_point():
+        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
             raise ValueError(f"labels: got {self.labels.dtype}; allowed: integers")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"num_samples: got {num_samples}; allowed: at least 1")
         self.num_samples = len(self.labels) if num_samples is None else num_samples
         self.seed, self.epoch = seed, 0
+        self.classes, self.counts = self.labels.unique(return_counts=True)
+        self.plan: tuple | None = None  # of _class_balanced()
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -53,6 +77,19 @@ class EpochSampler(Sampler[int]):
         """int64 (num_samples,): the images of this epoch, in order."""
         raise NotImplementedError
 
+    def probabilities(self) -> Tensor:
+        """float64 (C,): p_j of `classes` in this epoch."""
+        raise NotImplementedError
+
+    @cached_property
+    def by_class(self) -> Tensor:
+        """int64 (N,): the images sorted by class; those of `classes[j]` start at place `first[j]`."""
+        return self.labels.argsort(stable=True)
+
+    @property
+    def first(self) -> Tensor:
+        return self.counts.cumsum(0) - self.counts
+
 
 def shuffled_cycles(size: int, length: int, generator: torch.Generator) -> Tensor:
     """`length` numbers out of 0 .. size - 1, cycle after cycle, each cycle a new permutation."""
@@ -60,11 +97,56 @@ def shuffled_cycles(size: int, length: int, generator: torch.Generator) -> Tenso
     return torch.rand(cycles, size, generator=generator).argsort(dim=1).flatten()[:length]
 
 
+def shuffled_within(groups: Tensor, generator: torch.Generator) -> Tensor:
+    """The places 0 .. M - 1 in a random order in which `groups`, sorted integers (M,), stays sorted."""
+    order = torch.randperm(len(groups), generator=generator)
+    return pick(order, pick(groups, order).argsort(stable=True))
+
+
+def pick(values: Tensor, places: Tensor) -> Tensor:
+    """values[places], two to three times as fast for long vectors."""
+    return values.index_select(0, places)
+
+
+def _instance_balanced(sampler: EpochSampler, length: int, generator: torch.Generator) -> Tensor:
+    return shuffled_cycles(len(sampler.labels), length, generator)
+
+
+def _rounds(sampler: EpochSampler, turns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The part of `_class_balanced()` without chance: every class goes through its images until it has `turns` of them.
+
+    Returns the round of each element, in order; the element's place in `by_class`; where each class's rounds start.
+    """
+    rounds = (turns + sampler.counts - 1) // sampler.counts
+    owner = torch.arange(len(rounds)).repeat_interleave(rounds)
+    sizes = sampler.counts[owner]
+    start = sizes.cumsum(0) - sizes
+    place = torch.arange(int(sizes.sum())) + (sampler.first[owner] - start).repeat_interleave(sizes)
+    one_round = torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes)  # short numbers sort faster
+    return one_round, place, start[rounds.cumsum(0) - rounds]
+
+
+def _class_balanced(sampler: EpochSampler, length: int, generator: torch.Generator) -> Tensor:
+    """Classes in shuffled cycles; in cycle r every class shows number r of its own images, in shuffled rounds."""
+    classes = len(sampler.classes)
+    turns = -(-length // classes)
+    if sampler.plan is None or sampler.plan[0] != turns:  # the same in every epoch, as long as its length is
+        cycle = torch.arange(turns, dtype=torch.int32).repeat_interleave(classes)
+        sampler.plan = turns, *_rounds(sampler, turns), cycle
+    _, one_round, place, start, cycle = sampler.plan
+    order = shuffled_within(cycle, generator)[:length] % classes
+    element = pick(shuffled_within(one_round, generator), pick(start, order) + cycle[:length])
+    return pick(sampler.by_class, pick(place, element))
+
+
 class InstanceBalancedSampler(EpochSampler):
     """p_j = n_j / N: every image has the same chance. Without replacement, so one epoch shows every image once."""
 
     def indices(self) -> Tensor:
-        return shuffled_cycles(len(self.labels), self.num_samples, self.generator())
+        return _instance_balanced(self, self.num_samples, self.generator())
+
+    def probabilities(self) -> Tensor:
+        return class_probabilities(self.counts, 1)
 
 
 class ClassBalancedSampler(EpochSampler):
@@ -73,16 +155,80 @@ class ClassBalancedSampler(EpochSampler):
     Exact, not only on average: classes come in shuffled cycles, and the images of a class come in shuffled cycles of
     their own, so an image is not repeated before all images of its class were shown.
 
-    Differs from the released code of Kang et al. 2020, which shows four images of a class in a row: here one, so that
-    a batch mixes more classes.
+    Differs from the released code of Kang et al. 2020, which shows four images of a class in a row and goes on with
+    unfinished cycles in the next epoch: here one image, so that a batch mixes more classes, and every epoch starts
+    anew, so that it depends on (seed, epoch) alone.
+    """
+
+    def indices(self) -> Tensor:
+        return _class_balanced(self, self.num_samples, self.generator())
+
+    def probabilities(self) -> Tensor:
+        return class_probabilities(self.counts, 0)
+
+
+class SquareRootSampler(EpochSampler):
+    """p_j = sqrt(n_j) / sum_i sqrt(n_i): halfway between the instance-balanced and the class-balanced sampler.
+
+    Draws are independent, with replacement: a class by p_j, then one of its images. So numbers of images are right on
+    average, and an epoch of N draws leaves out some images.
+
+    Differs from the released code of Kang et al. 2020 in the algorithm alone, a sum tree over all images there.
     """
 
     def indices(self) -> Tensor:
         generator = self.generator()
-        present = self.labels.unique()
-        classes = present[shuffled_cycles(len(present), self.num_samples, generator)]
-        indices = torch.empty_like(classes)
-        for j in present:
-            mine, turns = (self.labels == j).nonzero()[:, 0], (classes == j).nonzero()[:, 0]
-            indices[turns] = mine[shuffled_cycles(len(mine), len(turns), generator)] if len(turns) else turns
+        j = torch.multinomial(self.probabilities(), self.num_samples, replacement=True, generator=generator)
+        within = torch.rand(self.num_samples, dtype=torch.float64, generator=generator)
+        return pick(self.by_class, pick(self.first, j) + (within * pick(self.counts, j)).long())
+
+    def probabilities(self) -> Tensor:
+        return class_probabilities(self.counts, 0.5)
+
+
+class ProgressivelyBalancedSampler(EpochSampler):
+    """p_j(t) = (1 - a) n_j / N + a / C with a = t / (epochs - 1): instance-balanced at first, class-balanced at last.
+
+    Kang et al. 2020, equation 2; t is the 0-based epoch. Every draw comes with chance a from a class-balanced stream,
+    else from an instance-balanced one. Both streams are those of the samplers above, so the first epoch shows every
+    image once and the last one is class-balanced exactly.
+
+    Args:
+        epochs: at least 2, of the whole training. Others as in every sampler.
+
+    Raises:
+        ValueError: from `set_epoch()`, for an epoch outside 0 .. epochs - 1.
+
+    Differs from the paper, which writes t / epochs and would never be class-balanced; the released code has a as here,
+    and draws classes independently.
+    """
+
+    def __init__(self, labels: Tensor, *, epochs: int, num_samples: int | None = None, seed: int = 0):
+        super().__init__(labels, num_samples=num_samples, seed=seed)
+        if epochs < 2:
+            raise ValueError(f"epochs: got {epochs}; allowed: at least 2, one for each end")
+        self.epochs = epochs
+
+    def set_epoch(self, epoch: int) -> None:
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(f"epoch: got {epoch}; allowed: 0 to {self.epochs - 1}, as the sampler has {self.epochs}")
+        super().set_epoch(epoch)
+
+    @property
+    def share(self) -> float:
+        """a, the share of the class-balanced stream in this epoch, 0 to 1."""
+        return self.epoch / (self.epochs - 1)
+
+    def indices(self) -> Tensor:
+        generator = self.generator()
+        balanced = torch.rand(self.num_samples, generator=generator) < self.share
+        indices, number = torch.empty(self.num_samples, dtype=torch.int64), int(balanced.sum())
+        if number:
+            indices[balanced] = _class_balanced(self, number, generator)
+        if number < self.num_samples:
+            indices[~balanced] = _instance_balanced(self, self.num_samples - number, generator)
         return indices
+
+    def probabilities(self) -> Tensor:
+        balanced, instance = class_probabilities(self.counts, 0), class_probabilities(self.counts, 1)
+        return (1 - self.share) * instance + self.share * balanced

@@ -54,6 +54,18 @@ def test_the_losses_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     assert all(way["cpu_seconds"] > 0 for way in result["ways"].values())
 
 
+def test_the_decoupling_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(["decoupling", "--images", "2600", "--classes", "40", "--sweep-images", "300", "--sweep-classes", "12",
+                 "--features", "8", "--values", "5", "--repetitions", "1", "--json", str(file)]) == 0  # fmt: skip
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert (result["images"], result["classes"], result["features"]) == (2600, 40, 8)
+    assert list(result["rows"]) == ["class-balanced epoch", "square-root epoch", "5 values of tau"]
+    for name, row in result["rows"].items():
+        assert row["equal"] is True and row["ours"] > 0 and row["textbook"] > 0 and name in printed
+    assert "65 to 65 and 65 to 65" in printed and "same predictions: 100.0000 %" in printed
+
+
 @pytest.mark.parametrize("arguments", [[], ["sampling"]])
 def test_an_unknown_benchmark_is_refused(arguments, capsys):
     assert main(arguments) == 2

@@ -344,7 +344,7 @@ def test_margins_of_long_tailed_cifar():
 @pytest.mark.parametrize("n", [(900, 10), (40, 3), (7, 7)])
 @pytest.mark.parametrize("total", [0.4, 1.0])
 def test_a_quarter_power_makes_the_bound_of_two_classes_smallest(n, total):
-    """Cao et al. 2019, equation 7: 1 / (m_1 sqrt(n_1)) + 1 / (m_2 sqrt(n_2)) where m_1 + m_2 stays the same."""
+    """Cao et al. 2019, section 3.1: 1 / (m_1 sqrt(n_1)) + 1 / (m_2 sqrt(n_2)) where m_1 + m_2 stays the same."""
     margin = torch.linspace(1e-3, 1 - 1e-3, 9981, dtype=torch.float64) * total
     bound = 1 / (margin * n[0] ** 0.5) + 1 / ((total - margin) * n[1] ** 0.5)
     best = margin[bound.argmin()].item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from ..losses import FocalLoss, LDAMLoss, effective_number_weights, ldam_margins
 from ..schedules import drw_weights
@@ -46,7 +46,7 @@ def ldam(cosines, labels, margins, scale):
     shifted = cosines.clone()
     rows = torch.arange(len(labels))
     shifted[rows, labels] -= margins[labels]
-    return F.cross_entropy(scale * shifted, labels)
+    return nn.functional.cross_entropy(scale * shifted, labels)
 
 
 def _verify_ldam(answer):
@@ -60,7 +60,7 @@ def _verify_ldam(answer):
 
 
 def _off_every_class(cosines, labels, margins, scale):
-    return F.cross_entropy(scale * (cosines - margins), labels)
+    return nn.functional.cross_entropy(scale * (cosines - margins), labels)
 
 
 def _added(cosines, labels, margins, scale):
@@ -76,8 +76,8 @@ def _no_scale(cosines, labels, margins, scale):
 
 
 def _off_the_wrong_classes(cosines, labels, margins, scale):
-    own = F.one_hot(labels, cosines.shape[1]).bool()
-    return F.cross_entropy(scale * torch.where(own, cosines, cosines - margins[labels, None]), labels)
+    own = nn.functional.one_hot(labels, cosines.shape[1]).bool()
+    return nn.functional.cross_entropy(scale * torch.where(own, cosines, cosines - margins[labels, None]), labels)
 
 
 # ---- 5.3: weights that come late -----------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def _sums_to_one(epoch, epochs, counts, at):
 
 
 def focal_loss(logits, labels, gamma):
-    negative_log = F.cross_entropy(logits, labels, reduction="none")
+    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
     p = torch.exp(-negative_log)
     return ((1 - p) ** gamma * negative_log).mean()
 
@@ -137,22 +137,22 @@ def _verify_focal(answer):
 
 
 def _p_instead_of_the_miss(logits, labels, gamma):
-    negative_log = F.cross_entropy(logits, labels, reduction="none")
+    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
     return (torch.exp(-negative_log) ** gamma * negative_log).mean()
 
 
 def _of_the_mean(logits, labels, gamma):
-    mean = F.cross_entropy(logits, labels)
+    mean = nn.functional.cross_entropy(logits, labels)
     return (1 - torch.exp(-mean)) ** gamma * mean
 
 
 def _largest_probability(logits, labels, gamma):
-    negative_log = F.cross_entropy(logits, labels, reduction="none")
+    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
     return ((1 - logits.softmax(1).max(1).values) ** gamma * negative_log).mean()
 
 
 def _times_gamma(logits, labels, gamma):
-    negative_log = F.cross_entropy(logits, labels, reduction="none")
+    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
     return (gamma * (1 - torch.exp(-negative_log)) * negative_log).mean()
 
 

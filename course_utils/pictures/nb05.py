@@ -85,7 +85,7 @@ def margin_circle(axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, 
         axes.plot(*(radius * mine).T, ".", color=color, markersize=4, alpha=0.4)
     for k in np.flatnonzero(winner != np.roll(winner, 1)):  # borders between classes
         axes.plot(*np.stack([0 * circle[k], circle[k]]).T, color="black", linewidth=0.8, linestyle=":")
-    axes.set(aspect="equal", xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), xticks=[], yticks=[])
+    axes.set(aspect="equal", xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), xticks=[], yticks=[])
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -1,0 +1,286 @@
+"""Is it the features or the classifier? Keep the features, replace the classifier (Kang et al. 2020).
+
+A trained network is features f (D numbers an image) and a linear head, z_j = w_j . f + b_j. Features of a whole
+dataset, `training.extract_features()`, are a small matrix (N, D); on it every classifier here takes a second or less.
+Which one is best is chosen on validation data, never on the test set.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import Augmentation, random_shift
+from .data import LabeledImages
+from .heads import _positive_norms
+from .networks import ImageClassifier, device_of
+from .sampling import ClassBalancedSampler, EpochSampler
+from .training import SGD, cosine_schedule, fit
+
+# ---- tau-normalization: nothing is trained ---------------------------------------------------------------------------
+
+
+def tau_normalize(weight: Tensor, tau: float) -> Tensor:
+    """w_j / ||w_j||^tau for every row: (C, D) to (C, D) (Kang et al. 2020, section 4).
+
+    tau 0 changes nothing, tau 1 makes every norm 1, a larger tau turns the order of the norms round. The paper and its
+    released code use the result *without* the bias, so even tau 0 is not the classifier that was trained.
+
+    Raises:
+        ValueError: tau below 0 or not a finite number, or a row whose norm is zero or not a number.
+    """
+    _check_taus([tau])
+    return weight / _positive_norms(weight)[:, None] ** tau
+
+
+def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Tensor | None = None) -> Tensor:
+    """What tau-normalized classifiers say, for many tau at the price of one: int64 (T, N) from N features.
+
+    Row t equals `(features @ tau_normalize(weight, taus[t]).T).argmax(1)`, plus the bias if one is given. Dividing row
+    w_j by ||w_j||^tau divides logit j of every image by the same number, so the product of features and weights is
+    computed once, some rows at a time, and only its columns are rescaled.
+
+    Args:
+        features: (N, D). weight: (C, D). taus: T numbers of at least 0.
+        bias: (C,), added after the rescaling; None as in the paper.
+
+    Raises:
+        ValueError: as `tau_normalize()`, no tau at all, or shapes that do not fit.
+
+    Differs from the released code in the order of the work alone: it computes all logits again for every tau.
+    """
+    taus = [float(tau) for tau in taus]
+    _check_taus(taus)
+    norms = _positive_norms(weight)
+    if features.ndim != 2 or features.shape[1] != weight.shape[1]:
+        raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (N, {weight.shape[1]})")
+    _check_bias(bias, weight)
+    scales = [norms**-tau for tau in taus]
+    said = torch.empty(len(taus), len(features), dtype=torch.int64, device=features.device)
+    rows = max(1, (1 << (26 if features.is_cuda else 18)) // len(weight))  # on a CPU: what fits into its cache
+    for start in range(0, len(features), rows):
+        logits = features[start : start + rows] @ weight.T
+        scaled = torch.empty_like(logits)
+        for t, scale in enumerate(scales):
+            torch.mul(logits, scale, out=scaled)
+            said[t, start : start + rows] = (scaled if bias is None else scaled.add_(bias)).argmax(1)
+    return said
+
+
+def _check_taus(taus: Sequence[float]) -> None:
+    if not len(taus):
+        raise ValueError("taus: got none; allowed: at least one number")
+    for tau in taus:
+        if not (tau >= 0 and math.isfinite(tau)):
+            raise ValueError(f"tau: got {tau}; allowed: a finite number of at least 0")
+
+
+def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: got shape {tuple(bias.shape)}; allowed: ({len(weight)},) or None")
+
+
+# ---- nearest class mean: nothing is trained either -------------------------------------------------------------------
+
+
+class NearestClassMean(nn.Module):
+    """z_j = -||g(f) - mu_j||^2, mu_j the mean of g over the training images of class j (Kang et al. 2020, section 4).
+
+    Args:
+        features: (N, D) training features. labels: int64 (N,), 0 to C - 1, every class at least once.
+        num_classes: C.
+        treatment: g. "un": f as it is. "l2n": f / ||f||. "cl2n": (f - m) / ||f - m||, where m is the mean of all
+            training features, so frequent classes weigh more in it.
+
+    As in the released code, means of unit vectors are not brought to length 1 again, and "cl2n" is its default. A
+    feature of norm 0 stays 0 (there it becomes NaN). The module works as a head: `model.head = NearestClassMean(...)`.
+
+    Raises:
+        ValueError: an unknown treatment, a class without images, labels that are not integers or out of range, shapes
+            that do not fit, or features that are not finite.
+    """
+
+    TREATMENTS = ("un", "l2n", "cl2n")
+
+    def __init__(self, features: Tensor, labels: Tensor, num_classes: int, treatment: str = "cl2n"):
+        super().__init__()
+        if treatment not in self.TREATMENTS:
+            raise ValueError(f"treatment: got {treatment!r}; allowed: {', '.join(self.TREATMENTS)}")
+        counts = _check_features(features, labels, num_classes)
+        self.treatment = treatment
+        self.register_buffer("center", features.mean(0))
+        sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
+        sums.index_add_(0, labels, self.treat(features))
+        self.register_buffer("means", sums / counts[:, None])
+
+    def treat(self, features: Tensor) -> Tensor:
+        """g: (B, D) to (B, D)."""
+        if features.ndim != 2 or features.shape[1] != len(self.center):
+            raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (B, {len(self.center)})")
+        if self.treatment == "cl2n":
+            features = features - self.center
+        return features if self.treatment == "un" else F.normalize(features, dim=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to (B, C), at most 0: minus the squared distance to every class mean."""
+        treated = self.treat(features)
+        lengths = treated.square().sum(1, keepdim=True) + self.means.square().sum(1)
+        return (2 * treated @ self.means.T - lengths).clamp(max=0)
+
+
+def _check_features(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The counts of the classes, or a ValueError."""
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(f"features: got {features.dtype} of shape {tuple(features.shape)}; allowed: floats (N, D)")
+    if not features.isfinite().all():
+        raise ValueError("features: got NaN or infinity; allowed: finite numbers")
+    if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"labels: got {labels.dtype} of shape {tuple(labels.shape)}; allowed: int64 of shape ({len(features)},)"
+        )
+    if num_classes < 1 or not len(labels) or not 0 <= labels.min() <= labels.max() < num_classes:
+        seen = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
+        raise ValueError(f"labels: got {seen} with num_classes={num_classes}; allowed: 0 to {num_classes - 1}")
+    counts = torch.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"labels: class {int(counts.argmin())} has no image; allowed: at least one of each class")
+    return counts
+
+
+# ---- classifiers trained anew on features that stay ------------------------------------------------------------------
+
+
+class LearnableWeightScaling(nn.Module):
+    """z_j = s_j (w_j . f + b_j): only the scales s are learned, w and b stay (LWS, Kang et al. 2020, section 4).
+
+    Args:
+        weight: (C, D) and bias: (C,) of the trained classifier; None: no bias.
+
+    s starts at 1, where z are the logits of the trained classifier, and may take any sign. The paper has no bias; its
+    released code scales the bias too, as here.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        super().__init__()
+        if weight.ndim != 2:
+            raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (classes, features)")
+        _check_bias(bias, weight)
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        self.scale = nn.Parameter(weight.new_ones(len(weight)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to logits (B, C)."""
+        return self.scale * F.linear(features, self.weight, self.bias)
+
+
+def train_head(
+    head: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int = 10,
+    batch_size: int = 64,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    sampler: EpochSampler | None = None,
+    seed: int = 0,
+) -> list[float]:
+    """Train `head` in place on features that were computed once; return the mean loss of every epoch.
+
+    Cross-entropy, SGD and the cosine schedule of `training.fit()`; `sampler` is class-balanced by default.
+
+    Args:
+        head: module from (B, D) features to (B, C) logits, on the device of the features.
+        features: (N, D). labels: int64 (N,), every class from 0 to the largest one at least once.
+        epochs, batch_size, lr, momentum, weight_decay, seed: as in `training.fit()`.
+
+    Raises:
+        ValueError: an argument out of range, or a class without images.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    _check_features(features, labels, int(labels.max()) + 1 if len(labels) else 1)
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs, batch_size: got {epochs}, {batch_size}; allowed: at least 1")
+    if not (lr > 0 and momentum >= 0 and weight_decay >= 0):
+        raise ValueError(
+            f"lr, momentum, weight_decay: got {lr}, {momentum}, {weight_decay}; allowed: above 0, and at least 0"
+        )
+    sampler = ClassBalancedSampler(labels, seed=seed) if sampler is None else sampler
+    if len(sampler.labels) != len(labels):
+        raise ValueError(f"sampler: made for {len(sampler.labels)} images; allowed: for the {len(labels)} of features")
+    optimizer, losses = SGD(head, momentum, weight_decay), []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        optimizer.lr = lr * cosine_schedule(epoch, epochs)
+        total = torch.zeros((), device=features.device)
+        for part in sampler.indices().to(features.device).split(batch_size):
+            loss = F.cross_entropy(head(features[part]), labels[part])
+            head.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(part)
+        losses.append(total.item() / len(sampler))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}: lr={lr} may be too large")
+    return losses
+
+
+def retrain_classifier(
+    features: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0, **settings
+) -> nn.Linear:
+    """cRT, classifier re-training on cached features: a new linear head, trained with class-balanced sampling.
+
+    Kang et al. 2020, section 4. Args: as `NearestClassMean` and, as keywords, `train_head()`. Returns the head, on
+    the device of the features. Torch's global generator is left as it was.
+
+    Differs from the released code, which runs the backbone again for every batch: features here are those of images
+    without augmentation and with the stored statistics of batch normalization, so they are the same in every epoch and
+    cost one pass. `retrain_end_to_end()` keeps the augmentation.
+    """
+    _check_features(features, labels, num_classes)
+    head = _new_head(features.shape[1], num_classes, seed, features.device)
+    train_head(head, features, labels, seed=seed, **settings)
+    return head
+
+
+def retrain_end_to_end(
+    model: ImageClassifier,
+    train: LabeledImages,
+    *,
+    epochs: int = 10,
+    augment: Augmentation | None = random_shift,
+    sampler: EpochSampler | None = None,
+    seed: int = 0,
+    **settings,
+) -> ImageClassifier:
+    """cRT through the whole network: a copy of `model` with a new linear head, trained; its backbone stands still.
+
+    Args:
+        model: trained, on the device of `train`. It is left alone.
+        sampler: class-balanced by default. Others, and `settings`: as in `training.fit()`.
+
+    Differs from the released code, where the frozen backbone stays in training mode: there, batch normalization uses
+    the statistics of each class-balanced batch, and its stored ones drift away from what the features were trained
+    with. Here they stand still.
+    """
+    if not train.counts.all():
+        raise ValueError(f"train: class {int(train.counts.argmin())} has no image; allowed: at least one of each class")
+    model = copy.deepcopy(model)
+    model.head = _new_head(model.feature_dim, train.num_classes, seed, device_of(model))
+    model.backbone.requires_grad_(False)
+    sampler = ClassBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
+    fit(model, train, epochs=epochs, augment=augment, sampler=sampler, seed=seed, **settings)
+    return model
+
+
+def _new_head(in_features: int, num_classes: int, seed: int, device: torch.device) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed() would reseed a GPU, too
+        return nn.Linear(in_features, num_classes).to(device)
