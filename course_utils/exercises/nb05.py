@@ -51,7 +51,7 @@ def ldam(cosines, labels, margins, scale):
 
 def _verify_ldam(answer):
     generator = torch.Generator().manual_seed(5)
-    for counts, max_margin, scale in (([400, 30, 2], 0.5, 30.0), ([9, 90, 900, 5], 0.3, 8.0)):
+    for counts, max_margin, scale in (([400, 30, 2], 0.5, 30.0), ([9, 90, 900, 5], 0.3, 8.0), ([50, 4], 0.8, 3.0)):
         cosines = 1.6 * torch.rand(12, len(counts), generator=generator) - 0.8
         labels = torch.randint(len(counts), (12,), generator=generator)
         want = LDAMLoss(counts, max_margin, scale)(cosines, labels)

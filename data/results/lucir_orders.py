@@ -43,8 +43,8 @@ def cell(order: int, arm: str, seed: int) -> dict[str, float]:
 
 def main() -> None:
     rows = run_grid(cell, folder=HERE / "lucir_orders.parts", order=[1, 2], arm=NAMES, seed=range(3))
-    made = {"by": "python data/results/lucir_orders.py", "torch": torch.__version__, "python": platform.python_version(),
-            "machine": platform.machine()}  # fmt: skip
+    made = {"by": "python data/results/lucir_orders.py", "torch": torch.__version__,
+            "python": platform.python_version(), "machine": platform.machine()}  # fmt: skip
     orders = {order: phases_of(order) for order in (1, 2)}
     RESULT.write_text(json.dumps({"made": made, "orders": orders, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
