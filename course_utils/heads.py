@@ -165,7 +165,7 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
 
     ||w_j|| becomes ||w_j||^(1 - strength) * g^strength, where g is the geometric mean of the norms. strength 0 changes
     nothing, 1 makes all norms equal. Up to one common factor this is the tau-normalization of Kang et al. 2020
-    (equation 4) with tau = strength.
+    (section 4) with tau = strength.
 
     Raises:
         ValueError: strength outside 0 .. 1, or a row of zeros.
