@@ -30,8 +30,10 @@ def sampler_picture(samplers: Mapping[str, EpochSampler], counts: Sequence[int],
         steps = axes.stairs([1] * len(names), edges, baseline=None, color="black", linewidth=1.5)
         axes.set(yscale="log", ylim=(1, 2 * max(counts)), ylabel="images in the epoch")
         group_legend(axes, bars=True, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        name = axes.text(0.99, 0.97, "", transform=axes.transAxes, ha="right", va="top")
 
         def update(sampler: str, epoch: int) -> str:
+            name.set_text(f"{sampler}, epoch {epoch}")
             chosen = samplers[sampler]
             chosen.set_epoch(epoch)
             drawn = torch.bincount(chosen.labels[chosen.indices()], minlength=len(names))
