@@ -201,8 +201,9 @@ def run_incremental(
         new_features, new_labels = extract_features(model, train.subset(new)), train.labels[new]
         for j in range(old, seen):
             mine = (new_labels == j).nonzero()[:, 0]
-            memory.append(new[mine[herding(new_features[mine], min(exemplars or len(mine), len(mine)))]]
-                          if exemplars else new[mine])  # fmt: skip
+            if exemplars is not None:
+                mine = mine[herding(new_features[mine], min(exemplars, len(mine)))]
+            memory.append(new[mine])
         if p and arm.correct == "fine-tune":
             _fine_tune(arm, model, teacher, train.subset(torch.cat(memory)), old, seen - old, options)
         row, predictions = _measure(model, teacher, train, test, memory, old, seen, correction, oracle)

@@ -1,6 +1,7 @@
 """Committed results: complete, and made by the code that stands beside them."""
 
 import importlib.util
+import inspect
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from course_utils.experiments import mean_and_spread
+from course_utils.incremental import run_incremental
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 
@@ -27,6 +29,15 @@ def stored():
 def test_every_method_order_and_seed_is_there_once(orders):
     cells = Counter((row["order"], row["arm"], row["seed"]) for row in stored()["rows"])
     assert cells == Counter((order, arm, seed) for order in (1, 2) for arm in orders.NAMES for seed in range(3))
+
+
+def test_the_learning_rate_of_the_lesson_is_the_best_on_validation_typefaces():
+    by_rate = {}
+    for row in stored()["choices"]:
+        by_rate.setdefault(row["lr"], []).append(row["validation"])
+    assert all(len(values) == 3 for values in by_rate.values()) and len(by_rate) == 3
+    best = max(by_rate, key=lambda lr: sum(by_rate[lr]))
+    assert best == inspect.signature(run_incremental).parameters["lr"].default
 
 
 def test_the_orders_are_those_of_the_script_and_hold_every_letter_once(orders):

@@ -41,12 +41,23 @@ def cell(order: int, arm: str, seed: int) -> dict[str, float]:
     return {"average": average, **last}
 
 
+def choice(lr: float, seed: int) -> dict[str, float]:
+    """Average incremental accuracy of the linear baseline on validation typefaces, alphabetical order."""
+    train, validation = load_images("letters", "train"), load_images("letters", "validation")
+    phases, arm = ["ABCDEFGHIJKLMN", "OPQ", "RST", "UVW", "XYZ"], ARMS["distillation (iCaRL)"]
+    base = train_base("linear", train.only(phases[0]), lr=lr, seed=seed)
+    rows = run_incremental(arm, train, validation, phases, base=base, lr=lr, seed=seed).phases
+    return {"validation": average_incremental_accuracy([row["accuracy"] for row in rows])}
+
+
 def main() -> None:
+    choices = run_grid(choice, folder=HERE / "lucir_orders.parts", lr=[0.02, 0.05, 0.1], seed=range(3))
     rows = run_grid(cell, folder=HERE / "lucir_orders.parts", order=[1, 2], arm=NAMES, seed=range(3))
     made = {"by": "python data/results/lucir_orders.py", "torch": torch.__version__,
             "python": platform.python_version(), "machine": platform.machine()}  # fmt: skip
     orders = {order: phases_of(order) for order in (1, 2)}
-    RESULT.write_text(json.dumps({"made": made, "orders": orders, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    table = {"made": made, "choices": choices, "orders": orders, "rows": rows}
+    RESULT.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
