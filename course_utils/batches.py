@@ -15,8 +15,9 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0 .. 255 to float32 -1 .. 1."""
-    return images.to(torch.float32).mul_(2 / 255).sub_(1)
+    """uint8 0 .. 255 to float32 -1 .. 1, channels-last in memory, as the networks of the course are."""
+    order = torch.channels_last if images.ndim == 4 else torch.preserve_format
+    return images.to(torch.float32, memory_format=order).mul_(2 / 255).sub_(1)
 
 
 def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) -> Tensor:
@@ -34,7 +35,7 @@ def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) ->
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the images left to right. Not for letters."""
-    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    flip = torch.rand(len(images), generator=generator).to(images.device, non_blocking=True) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
 

@@ -145,36 +145,56 @@ def hold_out(dataset: LabeledImages, share: float, *, seed: int) -> tuple[Labele
     return dataset.subset((~held).nonzero()[:, 0]), dataset.subset(held.nonzero()[:, 0])
 
 
+def set_aside(dataset: LabeledImages, per_class: int, *, seed: int) -> tuple[LabeledImages, LabeledImages]:
+    """Split off `per_class` random images of every class: (the rest, those). For validation before a tail is cut.
+
+    Raises:
+        ValueError: per_class below 1, or a class that would have nothing left.
+    """
+    fewest = int(dataset.counts.min())
+    if not 1 <= per_class < fewest:
+        raise ValueError(f"per_class: got {per_class}; allowed: 1 to {fewest - 1}, as the smallest class has {fewest}")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    order = order[dataset.labels.cpu()[order].argsort(stable=True)]  # class by class, shuffled within
+    counts = dataset.counts.cpu()
+    number = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # within its class
+    return dataset.subset(order[number >= per_class].sort()[0]), dataset.subset(order[number < per_class].sort()[0])
+
+
 # ---- where images come from ----------------------------------------------------------------------------------------
 
 
 def load_images(
-    name: str | Path, split: str, *, root: str | Path | None = None, download: bool = True, size: int | None = None
-) -> LabeledImages:
+    name: str | Path, split: str, *, root: str | Path | None = None, download: bool = True, size: int | None = None,
+    skip_broken: bool = False,
+) -> LabeledImages:  # fmt: skip
     """Read a dataset, on the CPU.
 
     Args:
         name: "letters" (capitals; the default data of the course), "digits" (the digits of the same typefaces),
             "fashion-mnist", "cifar10", "cifar100", or the path of a folder that holds train/CLASS/*.png|jpg and
-            test/CLASS/*.png|jpg.
+            test/CLASS/*.png|jpg, or CLASS/*.png|jpg without splits.
         split: "train" or "test"; "validation" too for letters, digits and folders that have it. The splits of
-            letters hold different typefaces.
+            letters hold different typefaces. "all" for a folder without splits.
         root: where to look first. Then come the folder in the environment variable COURSE_DATA, the project's
             data/ and, for Fashion-MNIST, Debian's package dataset-fashion-mnist.
         download: fetch Fashion-MNIST or CIFAR through torchvision if they are nowhere.
-        size: side to which a folder's images are scaled; by default they must all have one size.
+        size: side to which a folder's images are scaled. By default they stay as they are if all splits have one size;
+            else all are scaled to squares, whose side is the middle one of the shorter sides, 16 to 64. One channel
+            if the images of all splits are grey, else three.
+        skip_broken: leave out files of a folder that are no readable images, with a warning that names them.
 
     Raises:
-        ValueError: unknown name or split, an altered letters.npz, or a folder with an empty class, a broken image or
-            images of several sizes.
+        ValueError: unknown name or split, an altered letters.npz, or a folder with an empty class or a broken image.
         FileNotFoundError: the data are nowhere and cannot be fetched; the message names the ways to get them.
     """
     readers = {"letters": read_letters, "digits": read_letters, "fashion-mnist": read_fashion_mnist,
                "cifar10": read_cifar, "cifar100": read_cifar}  # fmt: skip
     if str(name) in readers:
-        if size is not None:
-            raise ValueError(f"size: got {size} with {name!r}; allowed only with a folder of images")
+        for option, value in (("size", size), ("skip_broken", skip_broken)):
+            if value:
+                raise ValueError(f"{option}: got {value} with {name!r}; allowed only with a folder of images")
         return LabeledImages(*readers[str(name)](str(name), split, roots_for(root), download))
     if Path(name).is_dir():
-        return LabeledImages(*read_folder(Path(name), split, size))
+        return LabeledImages(*read_folder(Path(name), split, size, skip_broken))
     raise ValueError(f"name: got {str(name)!r}; allowed: {', '.join(readers)}, or the path of a folder of images")

@@ -87,6 +87,21 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) 
     return (gaps.abs().sum() / len(labels)).item()
 
 
+def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> dict[str, list[float]]:
+    """What a reliability diagram draws, for the bins of `calibration_error()`.
+
+    Returns {"count", "confidence", "accuracy"}, a list of `bins` numbers each: images in the bin, their mean largest
+    probability, and the share of them that is right; NaN in a bin without images.
+    """
+    calibration_error(probabilities, labels, bins=bins)  # checks the arguments
+    confidence, predictions = probabilities.max(1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.bincount(bin_of, minlength=bins)
+    sums = [v.new_zeros(bins).index_add(0, bin_of, v) for v in (confidence, (predictions == labels).to(confidence))]
+    means = [(v / count).tolist() for v in sums]
+    return {"count": count.tolist(), "confidence": means[0], "accuracy": means[1]}
+
+
 def average_incremental_accuracy(accuracies: Sequence[float]) -> float:
     """Mean of the accuracies measured after each phase, each over all classes seen so far (Rebuffi et al. 2017).
 
@@ -142,16 +157,22 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def open_set_f_measure(predictions: Tensor, labels: Tensor) -> float:
-    """F-measure of the released OLTR code (Liu et al. 2019, version of 2020), 0 to 1; -1 means "open", unknown class.
+def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = False) -> float:
+    """F-measure of the released OLTR code (Liu et al. 2019), 0 to 1; -1 means "open", unknown class.
 
-    TP: known and right. FP: known and wrong (rejected ones too). FN: open but accepted as known. This is not the F1
-    score: precision is the accuracy on known images, and "false negatives" are accepted open images.
+    TP: known and right. FP: known and wrong, rejected ones too. FN: open but accepted as known. P = TP / (TP + FP),
+    R = TP / (TP + FN), F = 2 P R / (P + R). This is not the F1 score: precision is the accuracy on known images, and
+    "false negatives" are accepted open images. 0 without a right answer, as when everything is rejected or all images
+    are open; NaN without images.
+
+    older: as the code was until January 2020, and as the numbers of the paper were computed: a known image that is
+    rejected is not counted at all, so precision grows with every rejection.
     """
     _check_pair(predictions, labels)
     known = labels != -1
     true_positive = (known & (predictions == labels)).sum().item()
-    false_positive = (known & (predictions != labels)).sum().item()
+    wrong = known & (predictions != labels)
+    false_positive = (wrong & (predictions != -1) if older else wrong).sum().item()
     false_negative = (~known & (predictions != -1)).sum().item()
     if not true_positive:
         return 0.0 if len(labels) else math.nan
@@ -171,6 +192,21 @@ def open_set_auroc(confidence: Tensor, is_open: Tensor) -> float:
     from sklearn.metrics import roc_auc_score  # here: it takes seconds to import, in every process of run_grid()
 
     return float(roc_auc_score((~is_open).cpu().numpy(), confidence.detach().float().cpu().numpy()))
+
+
+def open_set_fpr(confidence: Tensor, is_open: Tensor, *, accepted: float = 0.95) -> float:
+    """Share of open images still accepted by the threshold that accepts `accepted` of the known ones (FPR at 95 %).
+
+    0 to 1, smaller is better; NaN without both kinds. confidence: (N,). is_open: bool (N,).
+    """
+    _check_pair(confidence, is_open)
+    if not 0 < accepted <= 1:
+        raise ValueError(f"accepted: got {accepted}; allowed: above 0, at most 1")
+    if is_open.all() or not is_open.any():
+        return math.nan
+    known = confidence[~is_open].sort(descending=True).values
+    threshold = known[math.ceil(round(accepted * len(known), 6)) - 1]  # 0.55 * 100 is 55.000000000000007
+    return (confidence[is_open] >= threshold).float().mean().item()
 
 
 def _check_pair(predictions: Tensor, labels: Tensor) -> None:

@@ -56,6 +56,20 @@ def available_devices() -> list[str]:
     return [*names, "cpu"]
 
 
+def choose_device(device: str | None = None) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype for autocast there: COURSE_DEVICE, else `device`, else the best one there is.
+
+    Raises:
+        ValueError: a device that is not here.
+    """
+    names = available_devices()
+    device = os.environ.get("COURSE_DEVICE") or device or names[0]
+    if device not in names:
+        raise ValueError(f"device: {device!r} is not on this machine; here: {', '.join(names)}")
+    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    return torch.device(device), torch.bfloat16 if half else torch.float32
+
+
 def start(
     notebook: str | None = None, *, seed: int = 0, device: str | None = None, profile: str | None = None
 ) -> Run:
@@ -79,10 +93,7 @@ def start(
         raise ValueError(f"profile: got {profile!r}; allowed: {', '.join(PROFILES)}")
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed: got {seed!r}; allowed: an integer of at least 0")
-    names = available_devices()
-    device = os.environ.get("COURSE_DEVICE") or device or names[0]
-    if device not in names:
-        raise ValueError(f"device: {device!r} is not on this machine; here: {', '.join(names)}")
+    chosen, precision = choose_device(device)
     threads = os.environ.get("COURSE_THREADS", "1")
     if not threads.isdecimal() or int(threads) < 1:
         raise ValueError(f"COURSE_THREADS: got {threads!r}; allowed: an integer of at least 1")
@@ -91,8 +102,7 @@ def start(
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-    run = Run(notebook, torch.device(device), seed, profile, int(threads), torch.bfloat16 if half else torch.float32)
+    run = Run(notebook, chosen, seed, profile, int(threads), precision)
     print(run)
     return run
 

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import itertools
 import os
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,32 +135,66 @@ def _download(kind: type, name: str, roots: list[Path], download: bool, by_hand:
     )
 
 
-def read_folder(folder: Path, split: str, size: int | None) -> Raw:
+def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = False) -> Raw:
+    """One split; the size and the number of channels are decided over all splits, so that they fit together."""
     if size is not None and size < 1:
         raise ValueError(f"size: got {size}; allowed: at least 1")
-    _check_split(split, [f.name for f in _visible(folder) if f.is_dir()], folder)
-    classes = [f for f in _visible(folder / split) if f.is_dir()]
-    if not classes:
-        raise ValueError(f"{folder / split} has no class folders; allowed: one folder of images for each class")
-    if (folder / "train").is_dir():
-        known = {f.name for f in _visible(folder / "train") if f.is_dir()}
-        odd = sorted(known ^ {f.name for f in classes})
-        if odd:
-            raise ValueError(f"{folder}: {', '.join(odd)} in only one of train and {split}; allowed: the same classes")
+    splits = [f.name for f in _visible(folder) if f.is_dir()] if (folder / "train").is_dir() else ["all"]
+    _check_split(split, splits, folder)
+    by_split = {name: _files_of(folder, name) for name in splits}
+    odd = sorted(by_split[splits[0] if "train" not in splits else "train"].keys() ^ by_split[split].keys())
+    if odd:
+        raise ValueError(f"{folder}: {', '.join(odd)} in only one of train and {split}; allowed: the same classes")
+    broken: list[str] = []
+    shapes = {}
+    for path in itertools.chain.from_iterable(files for c in by_split.values() for files in c.values()):
+        try:
+            with Image.open(path) as picture:
+                shapes[path] = picture.size
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            _note_broken(path, error, broken, skip_broken)
+    if size is None and len(set(shapes.values())) > 1:
+        sides = sorted(min(shape) for shape in shapes.values())
+        size = min(max(sides[len(sides) // 2], 16), 64)
+
     pictures, labels = [], []
-    for label, path in enumerate(classes):
-        files = [f for f in _visible(path) if f.suffix.lower() in IMAGE_SUFFIXES]
-        if not files:
-            raise ValueError(f"class {path.name!r} is empty: no {', '.join(IMAGE_SUFFIXES)} file in {path}")
-        pictures += [_read_picture(f, size) for f in files]
-        labels += [label] * len(files)
-        if pictures[-len(files)].shape != pictures[0].shape or len({p.shape for p in pictures[-len(files) :]}) > 1:
-            sizes = sorted({f"{p.shape[1]}x{p.shape[0]}" for p in pictures})
-            raise ValueError(f"{path} brings images of another size ({', '.join(sizes)}); allowed: one size, or size=")
-    if all((p[..., :1] == p).all() for p in pictures):  # grey pictures: one channel is enough
+    for label, files in enumerate(by_split[split].values()):
+        before = len(pictures)
+        for path in files:
+            if path in shapes:
+                try:
+                    pictures.append(_read_picture(path, size))
+                except (OSError, SyntaxError) as error:
+                    _note_broken(path, error, broken, skip_broken)
+        if len(pictures) == before:
+            raise ValueError(f"class {files[0].parent.name!r} of {split} has no readable image")
+        labels += [label] * (len(pictures) - before)
+    others = (path for name in splits if name != split for files in by_split[name].values() for path in files)
+    if not any(_is_coloured(p) for p in pictures) and not any(_file_is_coloured(p) for p in others if p in shapes):
         pictures = [p[..., :1] for p in pictures]
+    if broken:
+        warnings.warn(f"skipped {len(broken)} files that are no readable images: {', '.join(broken)}", stacklevel=3)
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return (images, torch.tensor(labels), tuple(c.name for c in classes))
+    return (images, torch.tensor(labels), tuple(by_split[split]))
+
+
+def _files_of(folder: Path, split: str) -> dict[str, list[Path]]:
+    """The image files of each class, sorted."""
+    where = folder if split == "all" else folder / split
+    classes = [f for f in _visible(where) if f.is_dir()]
+    if not classes:
+        raise ValueError(f"{where} has no class folders; allowed: one folder of images for each class")
+    found = {path.name: [f for f in _visible(path) if f.suffix.lower() in IMAGE_SUFFIXES] for path in classes}
+    for name, files in found.items():
+        if not files:
+            raise ValueError(f"class {name!r} is empty: no {', '.join(IMAGE_SUFFIXES)} file in {where / name}")
+    return found
+
+
+def _note_broken(path: Path, error: Exception, broken: list[str], skip_broken: bool) -> None:
+    if not skip_broken:
+        raise ValueError(f"{path} is not a readable image: {error} (skip_broken leaves such files out)") from error
+    broken.append("/".join(path.parts[-2:]))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -169,9 +204,19 @@ def _visible(folder: Path) -> list[Path]:
 
 def _read_picture(path: Path, size: int | None) -> np.ndarray:
     """(H, W, 3) uint8."""
+    with Image.open(path) as picture:
+        picture = picture.convert("RGB")
+    return np.asarray(picture if size is None else picture.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _is_coloured(pixels: np.ndarray) -> bool:
+    return not (pixels[..., :1] == pixels).all()
+
+
+def _file_is_coloured(path: Path) -> bool:
+    """Whether a file holds colours; a file that says it is grey need not be read for that, a broken one has none."""
     try:
         with Image.open(path) as picture:
-            picture = picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
-    return np.asarray(picture if size is None else picture.resize((size, size), Image.Resampling.BILINEAR))
+            return picture.mode not in ("1", "L", "LA", "I", "F", "I;16") and _is_coloured(_read_picture(path, None))
+    except (OSError, SyntaxError):
+        return False

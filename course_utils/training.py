@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from .schedules import constant_schedule as constant_schedule
 from .schedules import cosine_schedule as cosine_schedule
 
 History = list[dict[str, float]]
+Groups = Mapping[str, Mapping[str, float]]
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -32,21 +33,28 @@ class SGD:
     Written out because making any optimizer of torch.optim imports torch's compiler: five seconds in every process.
     """
 
-    def __init__(self, model: nn.Module, momentum: float, weight_decay: float):
-        self.lr, self.momentum, self.weight_decay = 0.0, momentum, weight_decay
-        self.weights = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, model: nn.Module, momentum: float, weight_decay: float, groups: Groups | None = None):
+        self.lr, self.momentum = 0.0, momentum
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.weights = [p for _, p in named]
         self.velocity = [torch.zeros_like(p) for p in self.weights]
+        self.groups: dict[tuple[float, float], list[int]] = {}  # (factor of lr, weight decay) -> which weights
+        for i, (name, _) in enumerate(named):
+            own = (groups or {}).get(max((g for g in groups or {} if name.startswith(g)), key=len, default=""), {})
+            setting = (own.get("lr", 1.0), own.get("weight_decay", weight_decay))
+            self.groups.setdefault(setting, []).append(i)
 
     @torch.no_grad()
     def step(self) -> None:
-        used = [(w, v) for w, v in zip(self.weights, self.velocity, strict=True) if w.grad is not None]
-        if not used:
-            return
-        weights, velocity = map(list, zip(*used, strict=True))
-        torch._foreach_mul_(velocity, self.momentum)  # for all layers at once: one call on a GPU
-        torch._foreach_add_(velocity, [w.grad for w in weights])
-        torch._foreach_add_(velocity, weights, alpha=self.weight_decay)
-        torch._foreach_add_(weights, velocity, alpha=-self.lr)
+        for (factor, weight_decay), members in self.groups.items():
+            used = [(self.weights[i], self.velocity[i]) for i in members if self.weights[i].grad is not None]
+            if not used:
+                continue
+            weights, velocity = map(list, zip(*used, strict=True))
+            torch._foreach_mul_(velocity, self.momentum)  # for all layers at once: one call on a GPU
+            torch._foreach_add_(velocity, [w.grad for w in weights])
+            torch._foreach_add_(velocity, weights, alpha=weight_decay)
+            torch._foreach_add_(weights, velocity, alpha=-self.lr * factor)
 
 
 def fit(
@@ -58,6 +66,7 @@ def fit(
     lr: float = 0.1,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    groups: Groups | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     objective: Objective | None = None,
     sampler: EpochSampler | None = None,
@@ -77,6 +86,8 @@ def fit(
     Args:
         model: already on its device. `train` has to be there too: `dataset.to(run.device)`.
         epochs, batch_size, lr, momentum, weight_decay: of SGD. An epoch is as long as the sampler says.
+        groups: {beginning of parameter names: {"lr": factor of lr, "weight_decay": instead of weight_decay}}, for
+            parts that learn slower or without decay; the longest beginning counts.
         loss: function (logits (B, C), labels (B,)) -> scalar; cross-entropy by default. If it has `set_epoch`, that is
             called with the 0-based epoch first, so a loss may change over time.
         objective: instead of `loss`, for methods that need more than logits: function (model, float images, labels,
@@ -120,11 +131,14 @@ def fit(
     loss = nn.CrossEntropyLoss() if loss is None else loss
     name = _name(objective or loss)
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
-    optimizer = SGD(model, momentum, weight_decay)
+    _check_groups(groups or {}, model)
+    optimizer = SGD(model, momentum, weight_decay, groups)
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed,
                 "weight_decay": weight_decay, "precision": str(precision), "counts": train.counts.tolist(),
                 "sampler": _name(sampler), "loss": name, "augment": _name(augment),
                 "schedule": _name(schedule)}  # fmt: skip
+    if groups:
+        settings["groups"] = {name: dict(own) for name, own in groups.items()}
     history: History = []
     if checkpoint is not None and Path(checkpoint).exists():
         history = _load_checkpoint(Path(checkpoint), model, optimizer, settings)
@@ -151,6 +165,15 @@ def fit(
                 bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
                 bar.update()
     return history
+
+
+def _check_groups(groups: Groups, model: nn.Module) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for beginning, own in groups.items():
+        if not any(name.startswith(beginning) for name in names):
+            raise ValueError(f"groups: got {beginning!r}; allowed: the beginning of a parameter's name: {names}")
+        if not own.keys() <= {"lr", "weight_decay"} or not all(value >= 0 for value in own.values()):
+            raise ValueError(f"groups: got {dict(own)} for {beginning!r}; allowed: lr and weight_decay, at least 0")
 
 
 def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimizer, precision: torch.dtype) -> float:
@@ -222,6 +245,8 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict) ->
         weights, saved = state["model"], state["settings"]
         history, velocity = state["history"], state["velocity"]
         shapes = {k: v.shape for k, v in weights.items()}
+    except FileNotFoundError:  # another run of the same training has just finished
+        return []
     except Exception as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
     mine = {k: v.shape for k, v in model.state_dict().items()}
@@ -229,7 +254,8 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict) ->
         odd = sorted(k for k in shapes.keys() | mine.keys() if shapes.get(k) != mine.get(k))
         raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(odd[:3])}")
     if saved != settings:
-        odd = [f"{k}={saved.get(k)} instead of {v}" for k, v in settings.items() if saved.get(k) != v]
+        pairs = {k: (saved.get(k), settings.get(k)) for k in saved | settings}
+        odd = [f"{k}={theirs} instead of {ours}" for k, (theirs, ours) in pairs.items() if theirs != ours]
         raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd)}")
     model.load_state_dict(weights)
     optimizer.velocity = [v.to(w.device) for v, w in zip(velocity, optimizer.weights, strict=True)]

@@ -155,3 +155,11 @@ def test_the_same_generator_seed_gives_the_same_epoch(data):
 def test_a_batch_size_of_0_is_refused(data):
     with pytest.raises(ValueError, match="batch_size: got 0; allowed: at least 1"):
         Batches(data, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_images_are_channels_last_in_memory_as_the_networks_are(channels):
+    images = some_images(channels=channels)
+    found = to_float(images)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, images.float() * (2 / 255) - 1)

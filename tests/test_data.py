@@ -513,9 +513,53 @@ def test_a_folder_of_colour_images(folder):
 
 
 def test_a_folder_of_grey_images_has_one_channel(folder):
-    got = load_images(str(folder), "test")
-    assert got.images.shape == (2, 1, 5, 6)
-    assert got.images[:, 0, 0, 0].tolist() == [7, 90]
+    for path, grey in (("cat/1", 10), ("cat/2", 20), ("dog/1", 200)):
+        save(folder / "train" / f"{path}.{'JPG' if 'dog' in path else 'png'}", (grey, grey, grey))  # RGB, but grey
+    for split, values in (("train", [10, 20, 200]), ("test", [7, 90])):
+        got = load_images(str(folder), split)
+        assert got.images.shape == (len(values), 1, 5, 6) and got.images[:, 0, 0, 0].tolist() == values
+
+
+def test_one_coloured_image_gives_all_splits_three_channels(folder):
+    got = load_images(folder, "test")
+    assert got.images.shape == (2, 3, 5, 6), "the test images are grey, the training images are not"
+    assert got.images[:, :, 0, 0].tolist() == [[7, 7, 7], [90, 90, 90]]
+
+
+def test_images_of_several_sizes_become_squares_of_one_size_in_all_splits(folder):
+    mixed_sizes(folder)
+    save(folder / "test" / "dog" / "2.png", (1, 2, 3), size=(300, 200))
+    assert {load_images(folder, split).images.shape[2:] for split in ("train", "test")} == {(16, 16)}
+    for number in range(6):  # most of the images are large now
+        save(folder / "test" / "dog" / f"large{number}.png", (1, 2, 3), size=(300, 200 + number))
+    assert {load_images(folder, split).images.shape[2:] for split in ("train", "test")} == {(64, 64)}
+
+
+def test_a_folder_without_splits_is_read_whole(folder):
+    got = load_images(folder / "train", "all")
+    assert got.class_names == ("cat", "dog") and len(got) == 3
+    with pytest.raises(ValueError, match=r"split: got 'train' for .*; allowed: all"):
+        load_images(folder / "train", "train")
+
+
+@pytest.mark.parametrize("damage", ["broken", "cut_off"])
+def test_a_broken_image_is_left_out_only_when_asked_and_named(folder, damage):
+    save(folder / "train" / "dog" / "3.png", (1, 2, 3))
+    path = globals()[damage](folder)
+    with pytest.warns(UserWarning, match=f"skipped 1 files that are no readable images: (cat|dog)/{path.name}$"):
+        got = load_images(folder, "train", skip_broken=True)
+    assert len(got) == 3 and got.counts.tolist() == ([1, 2] if damage == "broken" else [2, 1])
+
+
+def test_a_class_of_broken_images_alone_is_refused(folder):
+    cut_off(folder)
+    with pytest.raises(ValueError, match="class 'dog' of train has no readable image"):
+        load_images(folder, "train", skip_broken=True)
+
+
+def test_skipping_is_for_folders_only():
+    with pytest.raises(ValueError, match="skip_broken: got True with 'letters'; allowed only with a folder"):
+        load_images("letters", "train", skip_broken=True)
 
 
 def test_a_size_scales_every_image_and_needs_no_common_one(folder):
@@ -535,12 +579,15 @@ def mixed_sizes(folder):
 
 
 def broken(folder):
-    (folder / "train" / "cat" / "2.png").write_bytes(b"GIF? no")
+    path = folder / "train" / "cat" / "2.png"
+    path.write_bytes(b"GIF? no")
+    return path
 
 
 def cut_off(folder):
     path = folder / "train" / "dog" / "1.JPG"
-    path.write_bytes(path.read_bytes()[:200])
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
 
 
 def empty(folder):
@@ -555,7 +602,6 @@ def no_classes(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (mixed_sizes, r"dog brings images of another size \(6x5, 9x30\); allowed: one size, or size="),
         (broken, r"2\.png is not a readable image"),
         (cut_off, r"1\.JPG is not a readable image"),
         (empty, r"class 'bird' is empty: no \.png, \.jpg, \.jpeg file"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score, roc_curve
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from course_utils.metrics import (
@@ -16,7 +16,9 @@ from course_utils.metrics import (
     forgetting,
     open_set_auroc,
     open_set_f_measure,
+    open_set_fpr,
     per_class_accuracy,
+    reliability_bins,
     shot_accuracy,
     shot_groups,
 )
@@ -147,6 +149,19 @@ def test_calibration_error_agrees_with_a_slow_reference(n, classes, bins):
     assert calibration_error(probabilities, labels, bins=bins) == pytest.approx(want, abs=1e-9)
 
 
+def test_reliability_bins_hold_what_the_calibration_error_sums():
+    generator = torch.Generator().manual_seed(4)
+    probabilities = torch.randn(300, 4, generator=generator).mul(2).softmax(1)
+    labels = torch.randint(4, (300,), generator=generator)
+    found = reliability_bins(probabilities, labels, bins=7)
+    filled = [j for j in range(7) if found["count"][j]]
+    error = sum(found["count"][j] * abs(found["accuracy"][j] - found["confidence"][j]) for j in filled) / 300
+    assert error == pytest.approx(calibration_error(probabilities, labels, bins=7), abs=1e-6)
+    assert sum(found["count"]) == 300 and len(filled) < 7, "nothing is less sure than 1 in 4"
+    assert all(j / 7 < found["confidence"][j] <= (j + 1) / 7 for j in filled)
+    assert all(math.isnan(found["accuracy"][j]) for j in range(7) if j not in filled)
+
+
 def test_calibration_error_of_the_sure_and_right_is_0_and_of_the_sure_and_wrong_1():
     probabilities, right = torch.eye(4), torch.arange(4)
     assert calibration_error(probabilities, right) == 0
@@ -271,22 +286,66 @@ def test_a_confusion_matrix_of_unknown_classes_is_refused(predictions, labels, m
 # ---- open world ----------------------------------------------------------------------------------------------------
 
 
-def slow_f_measure(predictions, labels):
-    """As in the released OLTR code: false positives include rejected known images."""
+def slow_f_measure(predictions, labels, older):
+    """As in the released OLTR code: false positives include rejected known images, in the older one they do not."""
     true_positive = false_positive = false_negative = 0
     for p, y in zip(predictions.tolist(), labels.tolist(), strict=True):
         true_positive += y != -1 and p == y
-        false_positive += y != -1 and p != y
+        false_positive += y != -1 and p != y and (p != -1 or not older)
         false_negative += y == -1 and p != -1
     precision = true_positive / (true_positive + false_positive)
     recall = true_positive / (true_positive + false_negative)
     return 2 * precision * recall / (precision + recall + 1e-12)
 
 
+@pytest.mark.parametrize("older", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_f_measure_agrees_with_a_slow_reference(seed):
+def test_f_measure_agrees_with_a_slow_reference(seed, older):
     predictions, labels = some(300, 5, seed) - 1
-    assert open_set_f_measure(predictions, labels) == pytest.approx(slow_f_measure(predictions, labels), abs=1e-9)
+    want = slow_f_measure(predictions, labels, older)
+    assert open_set_f_measure(predictions, labels, older=older) == pytest.approx(want, abs=1e-9)
+
+
+def test_the_two_f_measures_differ_by_the_known_images_that_are_rejected():
+    labels = torch.tensor([0, 1, 2, 3, -1, -1])
+    rejected = torch.tensor([0, 1, -1, -1, -1, 0])
+    assert open_set_f_measure(rejected, labels) == pytest.approx(2 * 2 / 4 * 2 / 3 / (2 / 4 + 2 / 3))
+    assert open_set_f_measure(rejected, labels, older=True) == pytest.approx(2 * 1 * 2 / 3 / (1 + 2 / 3))
+    wrong = torch.tensor([0, 1, 0, 0, -1, 0])  # the same images, now taken for a wrong class
+    assert open_set_f_measure(wrong, labels, older=True) == open_set_f_measure(wrong, labels)
+    assert open_set_f_measure(wrong, labels) == open_set_f_measure(rejected, labels)
+
+
+def test_the_older_f_measure_grows_whenever_a_wrong_known_image_is_rejected_and_the_released_one_does_not_change():
+    predictions, labels = some(200, 6, 4) - 1
+    older, released = [], []
+    for i in [None, *((labels >= 0) & (predictions >= 0) & (predictions != labels)).nonzero()[:, 0].tolist()]:
+        if i is not None:
+            predictions[i] = -1
+        older.append(open_set_f_measure(predictions, labels, older=True))
+        released.append(open_set_f_measure(predictions, labels))
+    assert len(older) > 50 and older == sorted(set(older))
+    assert len(set(released)) == 1
+
+
+def test_without_rejection_recall_is_that_of_tp_over_tp_and_all_open_images():
+    predictions, labels = torch.tensor([0, 1, 1, 0, 1, 0, 1]), torch.tensor([0, 1, 0, 0, -1, -1, -1])
+    precision, recall = 3 / 4, 3 / (3 + 3)
+    for older in (False, True):
+        want = 2 * precision * recall / (precision + recall)
+        assert open_set_f_measure(predictions, labels, older=older) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_f_measure_at_its_borders(older):
+    known, none_known, rejected = torch.tensor([0, 1, 2]), torch.full((3,), -1), torch.full((3,), -1)
+    assert open_set_f_measure(known, known, older=older) == 1, "no open image, all right"
+    assert open_set_f_measure(rejected, known, older=older) == 0
+    assert open_set_f_measure(rejected, none_known, older=older) == 0, "no known image: nothing can be right"
+    assert open_set_f_measure(known, none_known, older=older) == 0
+    assert math.isnan(open_set_f_measure(known[:0], known[:0], older=older))
+    with pytest.raises(ValueError, match=r"predictions: got shape \(2,\) beside labels of shape \(3,\)"):
+        open_set_f_measure(known[:2], known, older=older)
 
 
 def test_f_measure_by_hand():
@@ -315,3 +374,43 @@ def test_auroc_is_1_if_known_is_always_surer_and_nan_with_one_kind_only():
     assert open_set_auroc(confidence, torch.tensor([True, True, False])) == 0
     assert math.isnan(open_set_auroc(confidence, torch.ones(3, dtype=torch.bool)))
     assert math.isnan(open_set_auroc(confidence, torch.zeros(3, dtype=torch.bool)))
+
+
+def slow_fpr(confidence, is_open, accepted):
+    """The largest of all values as a threshold that accepts enough known images."""
+    known, unknown = ([c for c, o in zip(confidence.tolist(), is_open.tolist(), strict=True) if o == which]
+                      for which in (False, True))  # fmt: skip
+    for threshold in sorted(known, reverse=True):
+        if sum(c >= threshold for c in known) >= accepted * len(known) - 1e-9:
+            return sum(c >= threshold for c in unknown) / len(unknown)
+
+
+@pytest.mark.parametrize(("n", "ties", "seed"), [(200, False, 0), (57, True, 1), (2000, True, 2), (5, False, 6)])
+@pytest.mark.parametrize("accepted", [0.95, 0.5, 1.0])
+def test_fpr_agrees_with_a_slow_reference_and_the_curve_of_scikit_learn(n, ties, seed, accepted):
+    generator = torch.Generator().manual_seed(seed)
+    is_open = torch.rand(n, generator=generator) < 0.4
+    confidence = torch.rand(n, generator=generator, dtype=torch.float64) - 0.2 * is_open
+    confidence = (confidence * 20).round() / 20 if ties else confidence
+    rate = open_set_fpr(confidence, is_open, accepted=accepted)
+    assert 0 < is_open.sum() < n and rate == pytest.approx(slow_fpr(confidence, is_open, accepted), abs=1e-6)
+    false, true, _ = roc_curve((~is_open).numpy(), confidence.numpy(), drop_intermediate=False)
+    assert rate == pytest.approx(false[true >= accepted - 1e-9].min(), abs=1e-6)
+
+
+def test_fpr_by_hand():
+    confidence = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.75, 0.1])
+    is_open = torch.tensor([False, False, False, False, True, True])
+    assert open_set_fpr(confidence, is_open, accepted=0.5) == 0, "the threshold is 0.8"
+    assert open_set_fpr(confidence, is_open, accepted=0.75) == 0.5, "the threshold is 0.7"
+    assert open_set_fpr(confidence, is_open) == 0.5 and open_set_fpr(-confidence, is_open) == 1
+    assert open_set_fpr(torch.full((6,), 0.3), is_open) == 1, "nothing tells them apart"
+    assert math.isnan(open_set_fpr(confidence, torch.ones(6, dtype=torch.bool)))
+    assert math.isnan(open_set_fpr(confidence, torch.zeros(6, dtype=torch.bool)))
+    assert open_set_fpr(torch.tensor([0.6, 0.4]), torch.tensor([False, True])) == 0, "one image of each kind"
+
+
+@pytest.mark.parametrize("accepted", [0.0, 1.01, -1, NAN])
+def test_a_share_outside_its_range_is_refused(accepted):
+    with pytest.raises(ValueError, match=r"accepted: got .*; allowed: above 0, at most 1"):
+        open_set_fpr(torch.rand(4), torch.tensor([True, False, True, False]), accepted=accepted)

@@ -157,10 +157,13 @@ def test_a_read_only_folder_is_named(tmp_path):
 
 LAYERS = (
     "runtime", "metrics", "profiles", "sources", "data", "batches", "sampling", "losses", "networks", "heads",
-    "schedules", "training", "decoupling", "arms", "incremental", "openworld", "figures", "pictures", "widgets",
-    "exercises", "experiments", "tables",
+    "schedules", "training", "decoupling", "arms", "incremental", "attention", "openworld", "recipes", "methods",
+    "figures", "experiments", "tables", "studies", "cluster", "runs", "reports", "pictures", "widgets", "exercises",
+    "__main__",
 )  # fmt: skip
-MAY_PRINT = {"runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore", "tables.main"}
+MAY_PRINT = {
+    "runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore", "tables.main", "__main__",
+}  # fmt: skip
 SOURCES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
         path.read_text(encoding="utf-8")

@@ -373,6 +373,15 @@ def test_a_finished_run_is_read_and_not_trained(tmp_path):
     assert same(model, done) and again == history and (tmp_path / "run.pt").read_bytes() == before
 
 
+def test_a_checkpoint_that_another_run_takes_away_is_none(tmp_path, monkeypatch):
+    """Two runs of one training: the other one has finished and cleaned up between a look and a read."""
+    whole, _ = train(epochs=2)
+    real = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == "gone.pt" or real(path))
+    model, history = train(epochs=2, checkpoint=tmp_path / "gone.pt")
+    assert same(model, whole) and len(history) == 2
+
+
 KILLED_WHILE_WRITING = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -476,6 +485,96 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(damage, tmp_path
         fit(model, DATA, epochs=4, batch_size=16, progress=False, checkpoint=path)
     assert path.read_bytes() == before and same(model, made(mlp))
     assert not (tmp_path / "mischief-done").exists(), "code in a checkpoint must not run"
+
+
+# ---- parts that learn slower or without weight decay ---------------------------------------------------------------
+
+
+GROUPS = {"backbone": {"lr": 0.1}, "backbone.3": {"weight_decay": 0.02}, "head.bias": {"lr": 3.0, "weight_decay": 0}}
+
+
+def test_groups_are_the_parameter_groups_of_torch():
+    """The longest beginning of a name counts, and alone: backbone.3 has the whole learning rate."""
+    settings = {"lr": 0.05, "momentum": 0.7, "weight_decay": 3e-3}
+    model, history = train(epochs=3, batch_size=25, augment=None, groups=GROUPS, **settings)
+
+    slow, losses = made(mlp), []
+    named = dict(slow.named_parameters())
+    factors = [("backbone.1", 0.1, 3e-3), ("backbone.3", 1.0, 0.02), ("head.bias", 3.0, 0), ("head.weight", 1.0, 3e-3)]
+    parts = [{"params": [p for name, p in named.items() if name.startswith(beginning)], "weight_decay": decay}
+             for beginning, _, decay in factors]  # fmt: skip
+    assert sum(len(part["params"]) for part in parts) == len(named) == 6
+    optimizer = torch.optim.SGD(parts, **settings)
+    sampler = InstanceBalancedSampler(DATA.labels)
+    for epoch in range(3):
+        for group, (_, factor, _) in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = 0.05 * factor * cosine_schedule(epoch, 3)
+        sampler.set_epoch(epoch)
+        total = 0.0
+        for chosen in torch.tensor(list(sampler)).split(25):
+            loss = F.cross_entropy(slow(to_float(DATA.images[chosen])), DATA.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(chosen)
+        losses.append(total / 90)
+    for mine, theirs in zip(model.parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert [row["loss"] for row in history] == pytest.approx(losses, abs=1e-5)
+
+
+def test_groups_change_what_they_name_and_nothing_changes_without_them():
+    plain, history = train()
+    for groups in ({}, {"head": {}}, {"backbone": {"lr": 1.0}, "head": {"weight_decay": 5e-4}}):
+        other, again = train(groups=groups)
+        assert same(plain, other) and without_seconds(history) == without_seconds(again)
+    for name, _ in made(mlp).named_parameters():
+        for own in ({"lr": 0.5}, {"weight_decay": 0.1}):
+            assert not same(plain, train(groups={name: own})[0]), f"{own} for {name} changed nothing"
+    still = train(groups={"backbone": {"lr": 0}})[0]
+    fresh = made(mlp)
+    assert all(torch.equal(a, b) for a, b in zip(still.backbone.parameters(), fresh.backbone.parameters(), strict=True))
+    assert not torch.equal(still.head.weight, fresh.head.weight)
+
+
+def test_groups_with_frozen_and_unused_weights():
+    model = made(mlp)
+    model.backbone[1].requires_grad_(False)
+    model.spare = nn.Parameter(torch.ones(3))
+    first = model.backbone[1].weight.clone()
+    fit(model, DATA, epochs=1, progress=False, groups={"backbone": {"lr": 0.5}, "spare": {"weight_decay": 1.0}})
+    assert torch.equal(model.backbone[1].weight, first) and torch.equal(model.spare, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"haed": {"lr": 0.1}}, r"groups: got 'haed'; allowed: the beginning of a parameter's name: \['backbone"),
+        ({"head": {"rate": 0.1}}, r"groups: got \{'rate': 0.1\} for 'head'; allowed: lr and weight_decay, at least 0"),
+        ({"head": {"lr": -0.1}}, r"groups: got \{'lr': -0.1\} for 'head'"),
+        ({"backbone": {}, "head": {"weight_decay": math.nan}}, r"groups: got \{'weight_decay': nan\} for 'head'"),
+    ],
+)
+def test_wrong_groups_are_refused(groups, message):
+    with pytest.raises(ValueError, match=message):
+        train(groups=groups)
+
+
+def test_an_interrupted_run_with_groups_goes_on_and_other_groups_are_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    whole, history = train(groups=GROUPS, evaluate=accuracy)
+    with pytest.raises(Stop):
+        train(groups=GROUPS, evaluate=stops_after(2), checkpoint=path)
+    before = path.read_bytes()
+    for groups, named in ((GROUPS | {"head": {"lr": 2.0}}, "groups="), ({"head": {"lr": 2.0}}, "groups="), (None, "")):
+        with pytest.raises(ValueError, match=rf"checkpoint: .*run\.pt was written with other settings: {named}"):
+            train(groups=groups, checkpoint=path)
+    assert path.read_bytes() == before
+    resumed, again = train(model_seed=99, groups=GROUPS, evaluate=accuracy, checkpoint=path)
+    assert same(whole, resumed) and without_seconds(again) == without_seconds(history)
+    train(checkpoint=tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match="written with other settings: groups=None instead of"):
+        train(groups=GROUPS, checkpoint=tmp_path / "plain.pt")
 
 
 # ---- reading a trained network -------------------------------------------------------------------------------------

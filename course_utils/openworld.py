@@ -1,0 +1,337 @@
+"""OLTR: many, few and unknown classes at once (Liu et al. 2019). A memory beside the features, and a way to say "none".
+
+f is the direct feature of an image (D numbers), M the visual memory: one centroid for each of K known classes. Rare
+classes borrow from the memory, and an image that is far from every centroid gets little confidence. Labels of unknown
+("open") images are -1.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import ModulatedAttention as ModulatedAttention
+from .attention import with_attention
+from .batches import to_float
+from .data import LabeledImages, class_counts
+from .metrics import open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
+from .networks import ImageClassifier
+from .sampling import ClassBalancedSampler, EpochSampler
+from .training import extract_features, fit
+
+OPEN = -1
+
+
+def class_centroids(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean feature of every class: (N, D) and int64 (N,) to (C, D).
+
+    Raises:
+        ValueError: a class without images, labels out of range, or shapes that do not fit.
+    """
+    if features.ndim != 2 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            f"features: got shape {tuple(features.shape)} with labels of {tuple(labels.shape)}; allowed: (N, D), (N,)"
+        )
+    counts = class_counts(labels, num_classes)
+    if not counts.all():
+        raise ValueError(f"labels: class {int(counts.argmin())} has no image; allowed: at least one of each class")
+    sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
+    return sums / counts[:, None]
+
+
+def centroid_distances(features: Tensor, centroids: Tensor) -> Tensor:
+    """Euclidean distances (B, K) of features (B, D) from centroids (K, D), in memory of that size, not B x K x D."""
+    _check_widths(features, centroids)
+    return torch.cdist(features, centroids)
+
+
+def nearest_distance(features: Tensor, centroids: Tensor) -> Tensor:
+    """Euclidean distance (B,) of each feature (B, D) from the nearest centroid of (K, D).
+
+    One matrix product finds which centroid is nearest, and the distance to that one alone is then taken exactly: the
+    smallest of `centroid_distances()` is not 0 for an image right on a centroid, since large squares are subtracted
+    there. The gradient runs to that centroid alone, and there is none at a distance of 0.
+    """
+    _check_widths(features, centroids)
+    with torch.no_grad():
+        squares = torch.linalg.vector_norm(centroids, dim=1).square().expand(len(features), -1).contiguous()
+        squares.addmm_(features.to(centroids.dtype), centroids.T, alpha=-2)  # ||c||^2 - 2 f.c, in place: never autocast
+        nearest = squares.argmin(1)
+    return torch.linalg.vector_norm(features - centroids[nearest], dim=1)
+
+
+def _check_widths(features: Tensor, centroids: Tensor) -> None:
+    if features.ndim != 2 or centroids.ndim != 2 or features.shape[1] != centroids.shape[1]:
+        raise ValueError(
+            f"centroids: got shape {tuple(centroids.shape)} beside features of {tuple(features.shape)}; "
+            "allowed: (K, D) beside (B, D), with the same D"
+        )
+
+
+def squash(vectors: Tensor) -> Tensor:
+    """v / (1 + ||v||): the same direction, a length below 1: (B, D) to (B, D). Safe at v = 0.
+
+    The form of the released code. The paper prints ||v||^2 / (1 + ||v||^2); its author calls that a slip.
+    """
+    return vectors / (1 + vectors.norm(dim=1, keepdim=True))
+
+
+class MetaEmbedding(NamedTuple):
+    """The parts of the dynamic meta-embedding of B images, beside K centroids and D features."""
+
+    nearest: Tensor  # (B,) distance to the nearest centroid, d_min
+    reachability: Tensor  # (B,) reach / d_min
+    weights: Tensor  # (B, K) how much of each centroid is read; rows sum to 1
+    memory_feature: Tensor  # (B, D) what was read: weights @ M
+    selector: Tensor  # (B, D) how much of it each feature takes, -1 to 1
+    embedding: Tensor  # (B, D) reachability * (f + selector * memory_feature)
+
+
+class MetaEmbeddingClassifier(nn.Module):
+    """Dynamic meta-embedding and its cosine classifier: a head from features (B, D) to logits (B, K).
+
+    Liu et al. 2019, section 3.2: v = (reach / d_min) (f + e * o M), with o = softmax of the hallucinator, e = tanh of
+    the concept selector, and d_min the distance from f to the nearest centroid. Logits are
+    scale * squash(v) . w_j / ||w_j||: each is between -scale and scale.
+
+    Args:
+        centroids: (K, D), where the memory starts. Copied. Cross-entropy never changes the memory: it is read without
+            a gradient, and only a loss that is given `head.memory` moves it.
+        classifier: linear classifier of stage 1, (K, D); the hallucinator starts as a copy of it.
+        reach: the distance at which reachability is 1; above 0. Distances have no natural unit: take the mean of
+            d_min over the training images, divided by the mean length of f (`second_stage()` does).
+        scale: bound of the logits, above 0.
+        use_memory, use_selector, use_reachability: False leaves that part out (o M is 0; e is 1; reach / d_min is 1).
+
+    Raises:
+        ValueError: an argument out of range, or features whose width is not that of the centroids.
+
+    Differs from the released code in: `reach` is measured instead of 10; d_min is at least reach / 1000, so that an
+    image right on a centroid gives numbers, not NaN; no gradient runs through a distance of 0.
+    """
+
+    def __init__(self, centroids: Tensor, classifier: nn.Linear | None = None, *, reach: float = 10.0,
+                 scale: float = 16.0, use_memory: bool = True, use_selector: bool = True,
+                 use_reachability: bool = True):  # fmt: skip
+        super().__init__()
+        if centroids.ndim != 2 or not centroids.isfinite().all():
+            raise ValueError(f"centroids: got shape {tuple(centroids.shape)}; allowed: finite numbers (K, D)")
+        for name, value in (("reach", reach), ("scale", scale)):
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name}: got {value}; allowed: above 0")
+        num_classes, in_features = centroids.shape
+        if classifier is not None and classifier.weight.shape != centroids.shape:
+            raise ValueError(
+                f"classifier: got weights of shape {tuple(classifier.weight.shape)}; allowed: {tuple(centroids.shape)}"
+            )
+        self.reach, self.scale = float(reach), float(scale)
+        self.use_memory, self.use_selector, self.use_reachability = use_memory, use_selector, use_reachability
+        self.memory = nn.Parameter(centroids.detach().clone())
+        start = torch.empty(num_classes, in_features).uniform_(-1, 1)  # on the CPU: a seed is the same everywhere
+        self.weight = nn.Parameter(start / math.sqrt(in_features))
+        self.hallucinator = nn.Linear(in_features, num_classes) if use_memory else None
+        self.selector = nn.Linear(in_features, in_features) if use_memory and use_selector else None
+        if use_memory and classifier is not None:
+            self.hallucinator.load_state_dict(classifier.state_dict(), strict=False)
+        self.to(centroids)
+
+    def embed(self, features: Tensor) -> MetaEmbedding:
+        """(B, D) to the parts of the meta-embedding; a part that is left out is what leaves the rest as it is."""
+        memory = self.memory.detach()
+        nearest = nearest_distance(features, memory)
+        reachability = torch.ones_like(nearest)
+        if self.use_reachability:
+            reachability = self.reach / nearest.clamp(min=self.reach / 1000)
+        weights = features.new_zeros(len(features), len(memory))
+        if self.use_memory:
+            weights = self.hallucinator(features).softmax(1)
+        read = weights @ memory
+        selector = torch.ones_like(features) if self.selector is None else self.selector(features).tanh()
+        embedding = reachability[:, None] * (features + selector * read)
+        return MetaEmbedding(nearest, reachability, weights, read, selector, embedding)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to logits (B, K)."""
+        return self.scale * squash(self.embed(features).embedding) @ F.normalize(self.weight, dim=1).T
+
+
+class DiscriminativeCentroidLoss(nn.Module):
+    """Pull a feature to the centroid of its class, push it from the others: attract + repel_weight * repel.
+
+    attract = sum_i ||f_i - c_{y_i}||^2 / (2 B); repel = max(0, margin - mean squared distance to the other centroids).
+    With `pairwise` the hinge works on every pair of image and other centroid alone, and the mean is taken afterwards.
+    Liu et al. 2019, equation 4, prints a third form: one hinge over the sums of both halves.
+
+    Args:
+        margin: a squared distance, above 0. repel_weight: at least 0.
+
+    Differs from the released code in: the gradient of both halves reaches the centroids, with the weight of the loss
+    (there, by a gradient written by hand, attraction of the centroids ignores it). As there, the mean of the repelling
+    half divides by B K although the B own pairs are left out.
+    """
+
+    def __init__(self, margin: float = 10.0, repel_weight: float = 0.01, pairwise: bool = False):
+        super().__init__()
+        if not (margin > 0 and repel_weight >= 0):
+            raise ValueError(f"margin, repel_weight: got {margin}, {repel_weight}; allowed: above 0, and at least 0")
+        self.margin, self.repel_weight, self.pairwise = margin, repel_weight, pairwise
+
+    def halves(self, features: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D), int64 (B,), (K, D) to the scalars attract and repel; not weighted."""
+        _check_widths(features, centroids)
+        if labels.shape != features.shape[:1]:
+            raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed: ({len(features)},)")
+        if len(labels) and not labels.is_cuda:  # there it would wait for the device; index_select() checks them
+            low, high = labels.aminmax()
+            if not 0 <= low <= high < len(centroids):
+                raise ValueError(f"labels: got {low} to {high}; allowed: 0 to {len(centroids) - 1}")
+        own = (features - centroids.index_select(0, labels)).square().sum()
+        size, pairs = len(features), len(features) * len(centroids)
+        if self.pairwise:
+            close = (self.margin - centroid_distances(features, centroids).square()).clamp(min=0)
+            close = close.scatter(1, labels[:, None], 0.0)
+            return own / (2 * size), close.sum() / pairs
+        every = len(centroids) * features.square().sum() + size * centroids.square().sum()
+        every = every - 2 * features.sum(0) @ centroids.sum(0)  # sum over all pairs, without a B x K matrix
+        return own / (2 * size), (self.margin - (every - own) / pairs).clamp(min=0)
+
+    def forward(self, features: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+        attract, repel = self.halves(features, labels, centroids)
+        return attract + self.repel_weight * repel
+
+
+PARTS = ("memory", "selector", "reachability", "attention", "centroid loss")
+
+
+class CentroidObjective:
+    """Cross-entropy plus `weight` times the centroid loss of the direct features, for `fit(objective=...)`.
+
+    The centroids it moves are the memory of `model.head`.
+    """
+
+    def __init__(self, criterion: DiscriminativeCentroidLoss, weight: float):
+        if not weight >= 0:
+            raise ValueError(f"centroid_weight: got {weight}; allowed: at least 0")
+        self.criterion, self.weight = criterion, weight
+
+    def __call__(self, model: ImageClassifier, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        features = model.features(images)
+        loss = F.cross_entropy(model.head(features), labels)
+        return loss + self.weight * self.criterion(features, labels, model.head.memory)
+
+
+def second_stage(
+    model: ImageClassifier,
+    train: LabeledImages,
+    parts: Sequence[str] | None = PARTS,
+    *,
+    epochs: int = 10,
+    scale: float = 16.0,
+    centroid_weight: float = 0.1,
+    criterion: DiscriminativeCentroidLoss | None = None,
+    sampler: EpochSampler | None = None,
+    seed: int = 0,
+    **settings,
+) -> ImageClassifier:
+    """Train a copy of a stage-1 network on, with class-balanced sampling and with parts of OLTR; return the copy.
+
+    Args:
+        model: trained by cross-entropy on the long tail, with a linear head, on the device of `train`. It is left
+            alone.
+        parts: some of `PARTS`. None keeps the linear head: the fair baseline, as long and as balanced, without OLTR.
+            An empty sequence is the squashed cosine classifier alone, without a memory.
+        epochs, settings: as in `training.fit()`.
+        scale: of the cosine classifier.
+        centroid_weight, criterion: of the part "centroid loss"; by default the pairwise form, whose margin is the mean
+            squared distance between centroids.
+        sampler: class-balanced by default.
+        seed: of the order and of the new weights.
+
+    The memory starts at the class centroids of stage 1. `reach` is the mean distance to the nearest centroid over the
+    mean length of f: then ||v|| is about 1 for a usual image, where `squash` still tells near from far.
+
+    Raises:
+        ValueError: an unknown part, a selector without memory, or a class without images.
+
+    Differs from the released code in: one learning rate for all parts (there, the backbone's is a tenth); no weight
+    decay of the memory, which would pull centroids to 0.
+    """
+    unknown = set(parts or ()) - set(PARTS)
+    if unknown:
+        raise ValueError(f"parts: got {sorted(unknown)[0]!r}; allowed: {', '.join(PARTS)}")
+    if "selector" in (parts or ()) and "memory" not in parts:
+        raise ValueError("parts: got 'selector' without 'memory'; allowed: both, since it chooses what is read")
+    objective, groups = None, {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = copy.deepcopy(model)
+        if parts is not None:
+            features = extract_features(model, train)
+            centroids = class_centroids(features, train.labels, train.num_classes)
+            nearest = nearest_distance(features, centroids)
+            model.head = MetaEmbeddingClassifier(
+                centroids, model.head, scale=scale, reach=(nearest.mean() / features.norm(dim=1).mean()).item(),
+                **{f"use_{part}": part in parts for part in PARTS[:3]},
+            )  # fmt: skip
+            if "attention" in parts:
+                model = with_attention(model, to_float(train.images[:1]))
+            if "centroid loss" in parts:
+                between = torch.pdist(centroids).square().mean().item()
+                criterion = criterion or DiscriminativeCentroidLoss(between, pairwise=True)
+                objective, groups = CentroidObjective(criterion, centroid_weight), {"head.memory": {"weight_decay": 0}}
+    sampler = ClassBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
+    fit(model, train, epochs=epochs, sampler=sampler, objective=objective, groups=groups, seed=seed, **settings)
+    return model
+
+
+def open_world_scores(
+    probabilities: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]
+) -> dict[str, float]:
+    """Closed accuracy by group, and known against open by confidence, without a threshold; all 0 to 1.
+
+    probabilities: (N, C). labels: int64 (N,), -1 for open images. class_counts: (C,) training images.
+
+    Returns:
+        "many", "medium", "few", "all": of the known images alone, as `metrics.shot_accuracy()`. "AUROC", "FPR95": of
+        the largest probability, as `metrics.open_set_auroc()` and `open_set_fpr()`; NaN without both kinds.
+    """
+    confidence, predictions = probabilities.max(1)
+    known = labels != OPEN
+    accuracy = per_class_accuracy(predictions[known], labels[known], probabilities.shape[1])
+    return shot_accuracy(accuracy, class_counts) | {
+        "AUROC": open_set_auroc(confidence, ~known),
+        "FPR95": open_set_fpr(confidence, ~known),
+    }
+
+
+def reject(probabilities: Tensor, threshold: float) -> Tensor:
+    """The most probable class, or -1 ("open") where its probability is below the threshold: (N, C) to int64 (N,).
+
+    threshold: 0 to 1. The comparison is strict, as in the released code, so 0 rejects nothing. The paper's is 0.1.
+    """
+    if probabilities.ndim != 2 or not probabilities.shape[1]:
+        raise ValueError(f"probabilities: got shape {tuple(probabilities.shape)}; allowed: (N, C)")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold}; allowed: 0 to 1")
+    confidence, predictions = probabilities.max(1)
+    if confidence.isnan().any():
+        raise ValueError("probabilities: got NaN; allowed: 0 to 1")
+    return torch.where(confidence < threshold, OPEN, predictions)
+
+
+def accepting_threshold(confidence: Tensor, share: float = 0.95) -> float:
+    """The threshold that accepts at least `share` of these images: the choice on known validation images.
+
+    confidence: (N,), 0 to 1. It needs no open image, and nobody has those before they come.
+    """
+    if confidence.ndim != 1 or not len(confidence):
+        raise ValueError(f"confidence: got shape {tuple(confidence.shape)}; allowed: (N,) with N of at least 1")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: got {share}; allowed: above 0, at most 1")
+    return confidence.sort(descending=True).values[math.ceil(round(share * len(confidence), 6)) - 1].item()
