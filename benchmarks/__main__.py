@@ -2,10 +2,10 @@
 
 import sys
 
-from . import decoupling, incremental, losses, training
+from . import decoupling, experiments, incremental, losses, openworld, training
 
 BENCHMARKS = {"training": training.main, "incremental": incremental.main, "decoupling": decoupling.main,
-              "losses": losses.main}  # fmt: skip
+              "losses": losses.main, "openworld": openworld.main, "experiments": experiments.main}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:

@@ -59,8 +59,7 @@ def run_grid(
     odd = [name for name, values in grid.items() if isinstance(values, str) or not isinstance(values, Iterable)]
     if odd:
         raise ValueError(f"{odd[0]}: got {grid[odd[0]]!r}; allowed: a list of values, such as [{grid[odd[0]]!r}]")
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs: got {jobs}; allowed: at least 1")
+    jobs = jobs_or_default(jobs)
     cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*map(list, grid.values()))]
     if not cells or not grid:
         raise ValueError(f"grid: got {grid}; allowed: at least one setting with at least one value")
@@ -71,27 +70,36 @@ def run_grid(
         if path is not None and path.is_file():
             results[i] = _read_result(path)
 
-    calls = [(i, function, cells[i], fixed, paths[i]) for i in range(len(cells)) if i not in results]
-    jobs = max(1, min(jobs or _default_jobs(), len(calls)))
+    calls = {i: (function, cells[i], fixed, paths[i]) for i in range(len(cells)) if i not in results}
     with progress_bar(len(cells), "run", done=len(results)) as bar:
-        with contextlib.closing(_side_by_side(calls, jobs)) as finished:
+        with contextlib.closing(side_by_side(_one_cell, calls, jobs)) as finished:
             for i, result in finished:
                 results[i] = result
                 bar.update()
     return [cells[i] | results[i] for i in range(len(cells))]
 
 
-def _default_jobs() -> int:
-    """COURSE_JOBS if set; else one for each core, at most 4 beside a GPU."""
+def jobs_or_default(jobs: int | None) -> int:
+    """`jobs` if given; else COURSE_JOBS; else one for each core, at most 4 beside a GPU."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs: got {jobs}; allowed: at least 1")
+    if jobs is not None:
+        return jobs
     jobs = os.environ.get("COURSE_JOBS") or str(joblib.cpu_count())
     if not jobs.isdecimal() or int(jobs) < 1:
         raise ValueError(f"COURSE_JOBS: got {jobs!r}; allowed: an integer of at least 1")
     return min(int(jobs), 4) if torch.cuda.is_available() else int(jobs)
 
 
-def _side_by_side(calls: list[tuple], jobs: int) -> Iterator[tuple[int, dict]]:
-    """Results of the calls, as they come. Starting a process takes seconds, so this one works too: jobs - 1 others."""
-    waiting, done = deque(calls), queue.SimpleQueue()
+def side_by_side(
+    function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int
+) -> Iterator[tuple[Any, Any]]:
+    """(key, function(*calls[key])) for every key, as they come, in `jobs` processes.
+
+    Starting a process takes seconds, so this one works too: jobs - 1 others. After an error nothing new is started.
+    """
+    waiting, done = deque((key, function, arguments) for key, arguments in calls.items()), queue.SimpleQueue()
+    jobs = min(jobs, len(calls))
     executor = get_reusable_executor(max_workers=jobs - 1, timeout=300) if jobs > 1 else None
 
     def hand_out(_previous=None):
@@ -110,7 +118,7 @@ def _side_by_side(calls: list[tuple], jobs: int) -> Iterator[tuple[int, dict]]:
                     continue
             yield _next(done).result()
     finally:
-        waiting.clear()  # after an error nothing new is started
+        waiting.clear()
 
 
 def _next(done: queue.SimpleQueue):
@@ -119,24 +127,24 @@ def _next(done: queue.SimpleQueue):
             return done.get(timeout=0.5)  # in steps, so that Windows lets a reader interrupt
 
 
-def _in_another_process(*call) -> tuple[int, dict]:
+def _in_another_process(key: Any, function: Callable, arguments: tuple) -> tuple[Any, Any]:
     torch.set_num_threads(1)
     os.environ["COURSE_QUIET"] = "1"  # one bar for the grid, none for each run
-    return _one_cell(*call)
+    return key, function(*arguments)
 
 
-def _in_this_process(*call, alone: bool) -> tuple[int, dict]:
+def _in_this_process(key: Any, function: Callable, arguments: tuple, *, alone: bool) -> tuple[Any, Any]:
     """As in another process: one thread if others work too, and torch's random numbers stay as they were."""
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if alone else 1)
     try:
         with torch.random.fork_rng(devices=[]):
-            return _one_cell(*call)
+            return key, function(*arguments)
     finally:
         torch.set_num_threads(threads)
 
 
-def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, path: Path | None) -> tuple[int, dict]:
+def _one_cell(function: Callable, settings: dict, fixed: dict, path: Path | None) -> dict:
     """Run it, and keep its result at once: an error in another cell does not lose it."""
     result = dict(function(**fixed, **settings))
     clash = sorted(result.keys() & settings.keys())
@@ -146,7 +154,7 @@ def _one_cell(index: int, function: Callable, settings: dict, fixed: dict, path:
         text = json.dumps({"settings": settings, "result": result}, indent=1)
         write_atomically(path, lambda file: file.write(text.encode()))
         result = _read_result(path)  # what a later call will read: lists for tuples, and so on
-    return index, result
+    return result
 
 
 def _fingerprint(function: Callable, fixed: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -54,6 +54,18 @@ def test_the_losses_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     assert all(way["cpu_seconds"] > 0 for way in result["ways"].values())
 
 
+def test_the_openworld_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(["openworld", "--batch", "30", "--classes", "40", "--features", "7", "--repeats", "2", "--growth", "20",
+                 "50", "--growth-features", "9", "--json", str(file)]) == 0  # fmt: skip
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert result["agree"] and "distances and reads agree" in printed
+    assert set(result["ways"]) == {"course", "cdist", "expanded", "products", "read"}
+    assert all(way["cpu_seconds"] > 0 for way in result["ways"].values())
+    assert [(row["classes"], row["features"]) for row in result["growth"]] == [(20, 7), (50, 7), (20, 9), (50, 9)]
+    assert result["growth"][3]["expanded_megabytes"] == pytest.approx(30 * 50 * 9 * 4 / 2**20)
+
+
 def test_the_decoupling_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     file = tmp_path / "result.json"
     assert main(["decoupling", "--images", "2600", "--classes", "40", "--sweep-images", "300", "--sweep-classes", "12",
@@ -71,3 +83,12 @@ def test_an_unknown_benchmark_is_refused(arguments, capsys):
     assert main(arguments) == 2
     assert f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [--help]" in capsys.readouterr().err
     assert {"training", "incremental"} <= set(BENCHMARKS)
+
+
+def test_the_experiments_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):
+    file = tmp_path / "result.json"
+    assert main(["experiments", "--images", "16", "--batch-size", "8", "--turns", "1", "--json", str(file)]) == 0
+    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert result["common"][0] > 0 and all(rates[0] > 0 for rates in result["course"].values())
+    assert all(value > 1e8 for value in result["peak"].values()) and str(result["workers"]) in result["trial_rates"]
+    assert "common recipe, float32" in printed and "of peak" in printed

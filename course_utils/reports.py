@@ -1,0 +1,251 @@
+"""Reports of finished experiments: tables with spread and paired differences, and two figures.
+
+The same cells give the same report, byte by byte: what depends on the machine's speed is in a file of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from . import figures
+from .experiments import mean_and_spread
+from .methods import METHODS
+from .metrics import GROUPS
+from .runs import read_study
+from .runtime import write_atomically
+
+BASELINE = "cross-entropy"
+Rows = dict[str, dict[int, dict[str, Any]]]  # method -> seed -> its numbers
+
+
+def rows_of(cells: Sequence[Mapping[str, Any]]) -> Rows:
+    """{method: {seed: numbers}} in the order of `METHODS`; "groups" in them are NaN where nothing was measured.
+
+    Raises:
+        ValueError: methods with unequal budgets, all named.
+    """
+    found: Rows = {name: {} for name in METHODS}
+    for cell in cells:
+        for name, row in cell["methods"].items():
+            groups = {group: math.nan if v is None else v for group, v in row["groups"].items()}
+            found.setdefault(name, {})[cell["seed"]] = row | {"groups": groups}
+    found = {name: dict(sorted(seeds.items())) for name, seeds in found.items() if seeds}
+    check_budgets(found)
+    return found
+
+
+def check_budgets(rows: Rows) -> None:
+    """Refuse to compare methods that sent different numbers of images through the backbone."""
+    budgets = {(name, seed): row["cost"]["backbone_images"] for name, seeds in rows.items() for seed, row in
+               seeds.items()}  # fmt: skip
+    (usual, _), *others = Counter(budgets.values()).most_common() or [(0, 0)]
+    if others:
+        odd = [f"{name} seed {seed}: {images:,}" for (name, seed), images in budgets.items() if images != usual]
+        raise ValueError(
+            f"unequal budgets: {usual:,} images went through the backbone in most rows, but not in {'; '.join(odd)}; "
+            "allowed: one number for all, or two reports"
+        )
+
+
+def paired_differences(first: Mapping[int, Mapping], second: Mapping[int, Mapping], group: str = "all") -> list[float]:
+    """first - second for every seed that both have, in points (0 to 100)."""
+    return [100 * (first[s]["groups"][group] - second[s]["groups"][group]) for s in first if s in second]
+
+
+def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values`; NaN for fewer than two. Always the same random draws.
+
+    Raises:
+        ValueError: level outside 0 to 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: got {level}; allowed: above 0 and below 1")
+    if len(values) < 2:
+        return math.nan, math.nan
+    values = torch.tensor(list(values), dtype=torch.float64)
+    chosen = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(values[chosen].mean(1), ends).tolist()
+    return low, high
+
+
+def best_on_validation(rows: Rows) -> str:
+    """The method with the highest mean balanced accuracy on validation images."""
+    means = {name: mean_and_spread(row.get("validation") or 0.0 for row in seeds.values())[0]
+             for name, seeds in rows.items()}  # fmt: skip
+    return max(means, key=lambda name: means[name])
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+HOW_TO_READ = """\
+A difference is taken between two runs of one seed (the same images, the same first weights of the backbone), so that \
+what the seeds have in common falls out. The interval is a bootstrap over seeds: {draws:,} times, as many differences \
+are drawn from the {n} with repetition, and 95 % of their means lie between its ends. It says how the mean might move \
+with other seeds on *these* data, this test set and this budget; it says nothing about other data. With few seeds it \
+is too narrow: for normal differences, a "95 %" interval of this kind holds the truth in 75 % of cases with 3 seeds, \
+83 % with 5 and 91 % with 10. Many methods are compared at once, so one that is barely clear of 0 may be luck."""
+
+
+def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+    """The report as Markdown; see `write_report()`."""
+    rows = rows_of(cells)
+    best = best_on_validation(rows)
+    settings, first = asked["settings"], cells[0]
+    counts = first["data"]["counts"]
+    each = sorted({len(seeds) for seeds in rows.values()})
+    lines = [
+        f"# Experiment: {asked['study']}", "", f"{asked['what']}.", "",
+        f"- Data: {', '.join(sorted({c['data']['note'] for c in cells}))}. {sum(counts):,} training images of "
+        f"{len(counts)} classes, {max(counts):,} to {min(counts):,} a class; {first['data']['validation']:,} for "
+        f"choices; {first['data']['test']:,} for the numbers below.",
+        f"- Training: {settings['network']}, {settings['epochs']} epochs, batch {settings['batch_size']}, learning "
+        f"rate {settings['lr']:g} ({settings['schedule']}), weight decay {settings['weight_decay']:g}, augmentation "
+        f"{settings['augment']}. DRW starts at {settings['defer_at']:g} of training.",
+        f"- Seeds: {', '.join(map(str, asked['seeds']))}.",
+        f"- Made on {', '.join(sorted({c['device'] for c in cells}))} in "
+        f"{', '.join(sorted({c['precision'] for c in cells}))} with torch "
+        f"{', '.join(sorted({c['versions']['torch'] for c in cells}))}.",
+    ]  # fmt: skip
+    if missing:
+        lines += ["", f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."]
+    lines += ["", "## Accuracy", "", "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by "
+              "training images (many > 100, few < 20). ECE: expected calibration error in %, for methods whose "
+              "outputs are meant as probabilities.", "",
+              "| method | many | medium | few | all | ECE | chosen on validation |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| {name} | {_accuracies(seeds)} | {_calibration(seeds)} | {_chosen(seeds)} |"
+              for name, seeds in rows.items()]
+    baseline = BASELINE if BASELINE in rows else next(iter(rows))
+    lines += ["", "## Differences", "", f"Points of balanced accuracy, mean of paired differences [95 % interval]. "
+              f"Best on validation images: {best}.", "",
+              f"| method | minus {baseline} | minus {best} |", "|---|---|---|"]
+    lines += [f"| {name} | {_difference(seeds, rows[baseline], name == baseline)} | "
+              f"{_difference(seeds, rows[best], name == best)} |" for name, seeds in rows.items()]
+    lines += ["", HOW_TO_READ.format(draws=10_000, n=" or ".join(map(str, each))), "", "## Budget", "",
+              "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, "
+              "for features; features that new heads learned from.", "",
+              "| method | budget | forward alone | features | needs |", "|---|---|---|---|---|"]
+    lines += [_cost(name, next(iter(seeds.values()))["cost"]) for name, seeds in rows.items()]
+    lines += ["", "![Accuracy by group of every method](accuracy.png)", "",
+              "![Paired differences from the baseline](differences.png)", ""]
+    return "\n".join(lines)
+
+
+def _accuracies(seeds: Mapping[int, Mapping]) -> str:
+    return " | ".join(_percent([row["groups"][group] for row in seeds.values()]) for group in (*GROUPS, "all"))
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, spread = mean_and_spread(100 * value for value in values)
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+
+
+def _calibration(seeds: Mapping[int, Mapping]) -> str:
+    values = [row["calibration_error"] for row in seeds.values() if "calibration_error" in row]
+    return _percent(values) if values else "–"
+
+
+def _chosen(seeds: Mapping[int, Mapping]) -> str:
+    names = next(iter(seeds.values()))["chosen"]
+    return "; ".join(f"{name} {', '.join(str(row['chosen'][name]) for row in seeds.values())}" for name in names)
+
+
+def _difference(seeds: Mapping[int, Mapping], reference: Mapping[int, Mapping], same: bool) -> str:
+    values = paired_differences(seeds, reference)
+    if same or not values:
+        return "–"
+    low, high = bootstrap_interval(values)
+    mean = f"{sum(values) / len(values):+.1f}"
+    return mean if math.isnan(low) else f"{mean} [{low:+.1f}, {high:+.1f}]"
+
+
+def _cost(name: str, cost: Mapping[str, float]) -> str:
+    numbers = " | ".join(f"{cost[k]:,}" for k in ("backbone_images", "feature_images", "head_images"))
+    return f"| {name} | {numbers} | {', '.join(METHODS[name].needs) if name in METHODS else ''} |"
+
+
+def times_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds as Markdown; they differ from run to run."""
+    rows = rows_of(cells)
+    lines = [f"# Experiment: {asked['study']}, seconds", "", "Seconds of one seed on "
+             f"{', '.join(sorted({c['device'] for c in cells}))}, training included, mean ± standard deviation.", "",
+             "| method | seconds |", "|---|---|"]  # fmt: skip
+    for name, seeds in rows.items():
+        mean, spread = mean_and_spread(row["cost"]["seconds"] for row in seeds.values())
+        lines.append(f"| {name} | {mean:.1f}{'' if math.isnan(spread) else f' ± {spread:.1f}'} |")
+    total = sum(cell["seconds"] for cell in cells)
+    return "\n".join([*lines, "", f"All {len(cells)} trainings, one after the other: {total:,.0f} s.", ""])
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def accuracy_figure(rows: Rows, title: str = "") -> Figure:
+    """Accuracy by group of every method, every seed a point."""
+    figure, axes = figures.axes_grid(width=8, height=1.2 + 0.42 * len(rows))
+    measured = [row["groups"] for seeds in rows.values() for row in seeds.values()]
+    groups = [g for g in (*GROUPS, "all") if not all(math.isnan(row[g]) for row in measured)]
+    figures.group_points(axes, {name: [row["groups"] for row in seeds.values()] for name, seeds in rows.items()},
+                         groups=groups)  # fmt: skip
+    figures.group_legend(axes, groups, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def difference_figure(rows: Rows, baseline: str, title: str = "") -> Figure:
+    """Mean difference from the baseline and its interval for every other method; every seed a small point."""
+    others = [name for name in rows if name != baseline]
+    figure, axes = figures.axes_grid(width=8, height=1.0 + 0.36 * max(1, len(others)))
+    for place, name in enumerate(others):
+        values = paired_differences(rows[name], rows[baseline])
+        if values:
+            mean, (low, high) = sum(values) / len(values), bootstrap_interval(values)
+            axes.plot(values, [place] * len(values), ".", color=figures.GREY, alpha=0.6)
+            axes.plot([low, high], [place, place], color=figures.BLUE, linewidth=2)
+            axes.plot(mean, place, "D", color=figures.BLUE, markersize=6)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(others)), others)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"points of balanced accuracy above {baseline}, with 95 % interval")
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write report.md, accuracy.png, differences.png and times.md beside the cells of `folder`; the report's path.
+
+    Raises:
+        ValueError: no cells yet, or cells that cannot be compared.
+    """
+    folder = Path(folder)
+    asked, cells, missing = read_study(folder)
+    if not cells:
+        raise ValueError(f"{folder} has no finished training yet; missing: {len(missing)}")
+    rows = rows_of(cells)
+    title = "\n".join(f"{asked['study']}: {note}" for note in sorted({cell["data"]["note"] for cell in cells}))
+    baseline = BASELINE if BASELINE in rows else next(iter(rows))
+    _save(accuracy_figure(rows, title), folder / "accuracy.png")
+    _save(difference_figure(rows, baseline, title), folder / "differences.png")
+    texts = {"report.md": report_text(asked, cells, missing), "times.md": times_text(asked, cells)}
+    for name, text in texts.items():
+        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+    return folder / "report.md"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", metadata={"Software": None})
+    figures.plt.close(figure)
+    write_atomically(path, lambda file: file.write(raw.getvalue()))

@@ -1,0 +1,302 @@
+"""Named experiments: data with a long tail, a network, a budget, methods and seeds. One cell is one training.
+
+A cell is one training of one seed; it gives the numbers of every method that starts from it (tau-normalization, NCM,
+cRT, LWS and logit adjustment share the training of cross-entropy). `runs.run_study()` runs the cells and keeps them.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import threading
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batches import random_flip, random_shift
+from .data import (
+    LabeledImages,
+    english_letter_counts,
+    exponential_counts,
+    hold_out,
+    load_images,
+    long_tailed,
+    set_aside,
+    step_counts,
+)
+from .methods import METHODS, Trained, all_logits, train_methods
+from .metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
+from .networks import MLP, ResNet32, SmallCNN
+from .runtime import choose_device
+from .schedules import cosine_schedule, step_schedule
+
+FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
+
+
+def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The augmentation of CIFAR: up to 4 pixels in each direction, and half of the images mirrored."""
+    return random_flip(random_shift(images, generator, pixels=4), generator)
+
+
+AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip}
+NETWORKS = {
+    "MLP": lambda shape: partial(MLP, in_features=shape.numel()),
+    "SmallCNN": lambda shape: partial(SmallCNN, in_channels=shape[0]),
+    "ResNet32": lambda shape: partial(ResNet32, in_channels=shape[0]),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A named experiment.
+
+    what: one line for `experiments list`. methods: names of `METHODS`. seeds: each one a subset, weights and order of
+    its own.
+
+    data: a name that `load_images()` knows. profile: "english", "exponential", "step", or "as it is". max_count, ratio:
+    of the profile. size: side to which a folder's images are scaled, or None. validation: images of each class set
+    aside for choices from data that have no validation split, before the tail is cut; the counts of classes that then
+    have too few are lowered (CIFAR-10's largest from 5,000 to 4,900). With "as it is": a share of each class.
+
+    network: "MLP", "SmallCNN", "ResNet32". epochs, batch_size, lr, weight_decay: of `fit()`. augment: "none",
+    "shift 2", or "shift 4, flip". precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that has
+    it.
+
+    schedule: "cosine", or "step", which warms up for a share `warmup` and multiplies the learning rate by `factor` at
+    `defer_at` and again half-way from there to the end. defer_at: when DRW starts. The defaults are one choice for all
+    methods: of six schedules tried on letters, the best on validation typefaces for most methods (seeds 0 and 1).
+
+    Images are scaled to -1 .. 1 everywhere. The released LDAM code takes the mean and divides by the standard deviation
+    of each channel instead, which for CIFAR is about twice as wide; batch normalization after the first convolution
+    makes up for it.
+    """
+
+    what: str
+    data: str = "letters"
+    profile: str = "english"
+    max_count: int = 500
+    ratio: float = 100
+    size: int | None = None
+    validation: int = 100
+    network: str = "SmallCNN"
+    methods: tuple[str, ...] = tuple(METHODS)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    schedule: str = "step"
+    factor: float = 0.1
+    warmup: float = 0.25
+    defer_at: float = 0.8
+    augment: str = "shift 2"
+    precision: str = "auto"
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be the same in all cells of a comparison: all but methods, seeds and `what`."""
+        return {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
+
+
+_CIFAR = Study(
+    what="CIFAR-10-LT as published: ratio 100, ResNet-32, 200 epochs", data="cifar10", profile="exponential",
+    max_count=5000, network="ResNet32", epochs=200, batch_size=128, weight_decay=2e-4, factor=0.01,
+    warmup=0.025, augment="shift 4, flip", seeds=(0, 1, 2),
+)  # fmt: skip
+_SEVEN = ("cross-entropy", "class-balanced sampling", "LDAM", "CE + DRW", "LDAM + DRW", "tau-normalization", "cRT")
+STUDIES: dict[str, Study] = {
+    "letters": Study(what="letters with the tail of English text, all methods"),
+    "fashion": Study(
+        what="Fashion-MNIST, exponential tail, ratio 100, all methods", data="fashion-mnist", profile="exponential",
+        max_count=1000, epochs=30,
+    ),
+    "cifar10-lt": _CIFAR,
+    "cifar100-lt": replace(
+        _CIFAR, what="CIFAR-100-LT as published: ratio 100, ResNet-32, 200 epochs", data="cifar100", max_count=500,
+        validation=20,
+    ),
+    "cifar10-lt-short": replace(
+        _CIFAR, what="CIFAR-10-LT with a schedule shortened for CPUs, seven methods", epochs=12, factor=0.1, warmup=0.1,
+        methods=_SEVEN,
+    ),
+    "folder": Study(what="a folder of images as it is: run FOLDER", data="folder", profile="as it is", seeds=(0, 1, 2)),
+}  # fmt: skip
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)  # cells of one process read the same files
+def _read(source: str, split: str, size: int | None, skip_broken: bool) -> tuple[LabeledImages, tuple[str, ...]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        options = {"size": size, "skip_broken": skip_broken} if Path(source).is_dir() else {}
+        data = load_images(source, split, **options)
+    return data, tuple(str(w.message) for w in caught if "skipped" in str(w.message))
+
+
+def load_splits(
+    settings: dict[str, Any], seed: int, *, source: str | None = None, skip_broken: bool = False
+) -> tuple[LabeledImages, LabeledImages, LabeledImages, str]:
+    """(train with its long tail, validation, test, a note that says where the images come from), on the CPU.
+
+    source: a folder of images instead of settings["data"]. It holds train/CLASS and test/CLASS, maybe validation/CLASS;
+    or CLASS folders alone, and then a quarter of each class is the test. Where there is no validation split, a fifth of
+    each training class is held out if the profile is "as it is". Both are rounded, and one image at least stays in
+    training: a class of 2 images or fewer has none for choices. Such a class does not count in them.
+    """
+    folder = None if source is None else Path(source)
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"data: got {source!r}, which is not here; allowed: a folder of images")
+    named = settings["data"] if folder is None else str(folder)
+    if settings["data"] == "folder" and folder is None:
+        raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
+    notes: list[str] = []
+
+    def read(split: str) -> LabeledImages:
+        data, skipped = _read(named, split, settings["size"], skip_broken)
+        notes.extend(skipped)
+        return data
+
+    if folder is not None and not (folder / "train").is_dir():
+        train, test = hold_out(read("all"), FOLDER_TEST, seed=seed)
+    else:
+        train, test = read("train"), read("test")
+    if named in ("letters", "digits") or (folder is not None and (folder / "validation").is_dir()):
+        validation = read("validation")
+    elif settings["profile"] == "as it is":
+        train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
+    else:
+        train, validation = set_aside(train, settings["validation"], seed=seed)
+    counts = _counts(settings, train)
+    return (
+        train if counts is None else long_tailed(train, counts, seed=seed), validation, test,
+        "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)]),
+    )  # fmt: skip
+
+
+def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
+    profile, most = settings["profile"], settings["max_count"]
+    make = {
+        "english": lambda: english_letter_counts(most),
+        "exponential": lambda: exponential_counts(train.num_classes, most, settings["ratio"]),
+        "step": lambda: step_counts(train.num_classes, most, settings["ratio"]),
+        "as it is": lambda: None,
+    }
+    if profile not in make:
+        raise ValueError(f"profile: got {profile!r}; allowed: {', '.join(make)}")
+    counts = make[profile]()
+    return counts and [min(pair) for pair in zip(counts, train.counts.tolist(), strict=True)]
+
+
+@functools.lru_cache(maxsize=4)
+def _note(data: str, folder: Path | None) -> str:
+    if folder is None:
+        return data
+    kinds = Counter(f.suffix.lower().lstrip(".") for f in folder.rglob("*.*") if f.is_file())
+    files = ", ".join(f"{kinds[kind]} {kind}" for kind in ("png", "jpg", "jpeg") if kinds[kind])
+    if data == "folder":
+        return f"image folder {folder.resolve().name} ({files})"
+    encoded = "JPEG re-encoding" if kinds["jpg"] + kinds["jpeg"] else "copy"
+    return f"{encoded} of {data}, from an image folder ({files}); not the published pixels"
+
+
+# ---- one cell --------------------------------------------------------------------------------------------------------
+
+_ONE_AT_A_TIME = threading.Lock()  # a Dask worker may have threads, and torch has one random generator
+
+
+def run_cell(
+    settings: dict[str, Any], training: str, methods: list[str], seed: int, *, source: str | None = None,
+    skip_broken: bool = False, checkpoint: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds.
+
+    One thread on a CPU, so that the result does not depend on how many cells run side by side; on a GPU convolutions
+    that repeat to the bit.
+    """
+    device, best = choose_device()
+    options = _options(settings, best)
+    threads = torch.get_num_threads()
+    with _ONE_AT_A_TIME, torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        torch.set_num_threads(1)
+        try:
+            *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
+            train, validation, test = (split.to(device) for split in splits)
+            trained = train_methods(
+                methods, train, validation, network=NETWORKS[settings["network"]](train.images.shape[1:]), seed=seed,
+                checkpoint=checkpoint, **options,
+            )  # fmt: skip
+            said = [all_logits(trained, split) for split in (validation, test)]
+            rows = {name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
+                    for name, one in trained.items()}  # fmt: skip
+        finally:
+            torch.set_num_threads(threads)
+    return {
+        "settings": settings,
+        "training": training,
+        "seed": seed,
+        "data": {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist(),
+                 "validation": len(validation), "test": len(test)},
+        "methods": rows,
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "device": device_name(device),
+        "precision": str(options["precision"]).removeprefix("torch."),
+    }  # fmt: skip
+
+
+def device_name(device: torch.device) -> str:
+    """"NVIDIA ..." for a GPU, else the kind of processor, such as "cpu, x86_64"."""
+    if device.type == "cpu":
+        return f"cpu, {platform.machine()}"
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device.type
+
+
+def _options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
+    """What `train_methods()` takes, from settings in words."""
+    step = partial(step_schedule, at=settings["defer_at"], factor=settings["factor"], warmup=settings["warmup"])
+    words = {
+        "network": NETWORKS,
+        "augment": AUGMENTATIONS,
+        "schedule": {"cosine": cosine_schedule, "step": step},
+        "precision": {"auto": best, "float32": torch.float32, "bfloat16": torch.bfloat16},
+    }
+    for name, allowed in words.items():
+        if settings[name] not in allowed:
+            raise ValueError(f"{name}: got {settings[name]!r}; allowed: {', '.join(allowed)}")
+    same = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "defer_at")}
+    return same | {name: words[name][settings[name]] for name in ("augment", "schedule", "precision")}
+
+
+def score(
+    trained: Trained, counts: list[int], validation: tuple[LabeledImages, Tensor], test: tuple[LabeledImages, Tensor]
+) -> dict[str, Any]:
+    """All numbers of one classifier, ready for JSON: accuracies from 0 to 1, None where there is nothing to measure.
+
+    counts: of the training images. validation, test: images and the logits (N, C) that the classifier gives them.
+    """
+    (chosen_on, chosen_by), (test, logits) = validation, test
+    classes = test.num_classes
+    per_class = per_class_accuracy(logits.argmax(1), test.labels, classes)
+    row = {"groups": shot_accuracy(per_class, counts), "per_class": per_class.tolist()}
+    if METHODS[trained.name].probabilities:
+        probabilities = logits.softmax(1)
+        row["calibration_error"] = calibration_error(probabilities, test.labels)
+        row["reliability"] = reliability_bins(probabilities, test.labels)
+    row["validation"] = balanced_accuracy(chosen_by.argmax(1), chosen_on.labels, classes)
+    return _plain(row | {"chosen": trained.chosen, "cost": trained.cost})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 6) if value == value else None
+    return value

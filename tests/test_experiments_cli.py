@@ -1,0 +1,236 @@
+"""studies.py and `python -m course_utils experiments`: data of the experiments, any folder of images, errors."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from course_utils import studies
+from course_utils.__main__ import main, methods, seeds
+from course_utils.data import LabeledImages, set_aside
+from course_utils.methods import METHODS
+from course_utils.runs import changed
+from course_utils.studies import AUGMENTATIONS, NETWORKS, STUDIES, load_splits, run_cell
+
+FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
+
+
+# ---- named experiments -----------------------------------------------------------------------------------------------
+
+
+def test_every_experiment_names_what_there_is():
+    assert {"letters", "fashion", "cifar10-lt", "cifar100-lt", "cifar10-lt-short", "folder"} <= STUDIES.keys()
+    for study in STUDIES.values():
+        assert set(study.methods) <= METHODS.keys() and study.network in NETWORKS and study.augment in AUGMENTATIONS
+        assert json.loads(json.dumps(study.settings())) == study.settings()
+    letters = STUDIES["letters"]
+    assert set(letters.methods) == set(METHODS) and len(letters.seeds) >= 5
+
+
+@pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt"])
+def test_the_published_protocol(name):
+    """Cao et al. 2019 and their released code."""
+    study = STUDIES[name]
+    options = studies._options(study.settings(), torch.float32)
+    rates = [study.lr * options["schedule"](epoch, study.epochs) for epoch in range(200)]
+    assert rates[:6] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
+    assert [rates[e] for e in (159, 160, 179, 180, 199)] == pytest.approx([0.1, 1e-3, 1e-3, 1e-5, 1e-5])
+    assert (study.network, study.epochs, study.batch_size, study.weight_decay) == ("ResNet32", 200, 128, 2e-4)
+    assert study.defer_at * study.epochs == 160
+    images = torch.arange(1, 3 * 32 * 32 * 40 + 1).reshape(40, 3, 32, 32).remainder(255).to(torch.uint8)
+    moved = options["augment"](images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and moved.dtype == torch.uint8 and not torch.equal(moved, images)
+
+
+def fake(per_class, num_classes, size=4):
+    labels = torch.arange(num_classes).repeat_interleave(per_class)
+    images = torch.arange(len(labels) * 3 * size * size).remainder(251).reshape(-1, 3, size, size).to(torch.uint8)
+    return LabeledImages(images, labels, tuple(f"c{j:02d}" for j in range(num_classes)))
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "counts"),
+    [
+        ("cifar10-lt", 12_406, {0: 5000, 1: 2997, 2: 1796, 3: 1077, 4: 645, 5: 387, 6: 232, 7: 139, 8: 83, 9: 50}),
+        ("cifar100-lt", 10_847, {0: 500, 1: 477, 2: 455, 94: 6, 95: 6, 96: 5, 99: 5}),
+    ],
+)
+def test_counts_of_cifar_are_the_published_ones_but_for_the_images_that_choose(name, total, counts, monkeypatch):
+    study = STUDIES[name]
+    classes = len(counts) if name == "cifar10-lt" else 100
+    monkeypatch.setattr(studies, "_read", lambda source, split, size, skip: (
+        fake(50_000 // classes if split == "train" else 20, classes), ()))  # fmt: skip
+    train, validation, test, note = load_splits(study.settings(), 0)
+    left = 50_000 // classes - study.validation
+    assert {j: n for j, n in enumerate(train.counts.tolist()) if j in counts} == {
+        j: min(n, left) for j, n in counts.items()}  # fmt: skip
+    assert len(train) == total - study.validation  # class 0 alone has fewer
+    assert validation.counts.tolist() == [study.validation] * classes and len(test) == 20 * classes
+    assert note == study.data
+
+
+def test_images_set_aside_are_in_no_other_part():
+    data = fake(30, 3)
+    rest, aside = set_aside(data, 7, seed=1)
+    numbers = [{tuple(image.flatten().tolist()) for image in part.images} for part in (rest, aside)]
+    assert aside.counts.tolist() == [7, 7, 7] and rest.counts.tolist() == [23, 23, 23]
+    assert len(numbers[0] | numbers[1]) == len({tuple(i.flatten().tolist()) for i in data.images})
+    assert torch.equal(set_aside(data, 7, seed=1)[1].images, aside.images)
+    assert not torch.equal(set_aside(data, 7, seed=2)[1].images, aside.images)
+    for wrong in (0, 30):
+        with pytest.raises(ValueError, match=f"per_class: got {wrong}; allowed: 1 to 29"):
+            set_aside(data, wrong, seed=0)
+
+
+def test_letters_choose_on_validation_typefaces():
+    train, validation, test, note = load_splits(STUDIES["letters"].settings(), 3)
+    assert sum(train.counts) == len(train) and train.counts.max() == 500
+    assert len(validation) < len(test) and note == "letters"
+
+
+# ---- a folder of images ----------------------------------------------------------------------------------------------
+
+
+def picture(path, label, number, grey):
+    """A filled square whose place says the class, in one of several sizes, grey or coloured."""
+    random = np.random.default_rng(1000 * label + number)
+    side = int(random.integers(20, 90))
+    pixels = random.integers(0, 90, (side, side + int(random.integers(0, 30)), 3)).astype(np.uint8)
+    y, x = divmod(label, 3)
+    pixels[y * side // 3 : (y + 1) * side // 3, x * side // 3 : (x + 1) * side // 3] += 120
+    image = Image.fromarray(pixels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image.convert("L") if grey else image).save(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """8 classes with 3 to 400 images, mixed sizes, grey and coloured, without splits."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    for label, count in enumerate(FOLDER_COUNTS):
+        for number in range(count):
+            picture(root / f"class {label}" / f"{number:03d}.{'png' if number % 3 else 'jpg'}", label, number,
+                    grey=number % 2 == 0)  # fmt: skip
+    return root
+
+
+def test_any_folder_works_without_a_setting(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiments", "run", str(folder), "--epochs", "2", "--seeds", "1", "--jobs", "1",
+                 "--methods", "cross-entropy, LDAM + DRW, cRT, tau-normalization"]) == 0  # fmt: skip
+    assert "2 trainings are in runs" in capsys.readouterr().out
+    assert main(["experiments", "report", "shapes"]) == 0
+    text = capsys.readouterr().out
+    assert "image folder shapes (" in text and str(tmp_path) not in text and str(folder) not in text
+    assert "| LDAM + DRW |" in text and (tmp_path / "runs" / "shapes" / "accuracy.png").is_file()
+    for path in (tmp_path / "runs").rglob("*.json"):
+        assert str(folder) not in path.read_text(), "no path of this machine"
+    cell = json.loads((tmp_path / "runs" / "shapes" / "cells" / "cross-entropy-0.json").read_text())
+    counts = [count - round(0.25 * count) for count in FOLDER_COUNTS]
+    counts = [count - min(round(0.2 * count), count - 1) for count in counts]
+    assert cell["data"]["counts"] == counts and counts[0] == 2
+    assert all(value is not None for value in cell["methods"]["cross-entropy"]["per_class"])
+
+
+def test_a_class_too_small_for_a_part_keeps_its_images_and_does_not_count_there(folder):
+    train, validation, test, _ = load_splits(STUDIES["folder"].settings(), 0, source=str(folder))
+    assert test.counts.tolist() == [round(0.25 * count) for count in FOLDER_COUNTS]
+    assert validation.counts[0] == 0 and train.counts[0] == 2
+    assert len(train) + len(validation) + len(test) == sum(FOLDER_COUNTS)
+    assert train.images.shape[1:] == validation.images.shape[1:] == test.images.shape[1:]
+    other = load_splits(STUDIES["folder"].settings(), 1, source=str(folder))[2]
+    assert not torch.equal(other.images, test.images), "every seed cuts anew"
+
+
+def test_a_broken_file_is_named_and_left_out_only_when_asked(tmp_path, capsys):
+    for label in range(2):
+        for number in range(8):
+            picture(tmp_path / "data" / f"class {label}" / f"{number}.png", label, number, grey=False)
+    (tmp_path / "data" / "class 1" / "broken.png").write_bytes(b"no image")
+    command = ["experiments", "run", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "1",
+               "--seeds", "1", "--methods", "cross-entropy", "--jobs", "1"]  # fmt: skip
+    assert main(command) == 2
+    assert "broken.png is not a readable image" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main([*command, "--skip-broken"]) == 0
+    cell = json.loads((tmp_path / "out" / "cells" / "cross-entropy-0.json").read_text())
+    assert "skipped 1 files that are no readable images" in cell["data"]["note"] and sum(cell["data"]["counts"]) == 10
+    assert str(tmp_path) not in json.dumps(cell)
+
+
+def test_a_jpeg_copy_of_cifar_says_so_wherever_it_is_reported(tmp_path):
+    for split in ("train", "test"):
+        for label in range(10):
+            for number in range(12):
+                picture(tmp_path / "copy" / split / f"class {label}" / f"{number}.jpg", label, number, grey=False)
+    study = changed(STUDIES["cifar10-lt"], epochs=1, max_count=8, ratio=4, validation=2, size=8, network="MLP")
+    cell = run_cell(study.settings(), "cross-entropy", ["cross-entropy"], 0, source=str(tmp_path / "copy"))
+    assert cell["data"]["note"] == ("JPEG re-encoding of cifar10, from an image folder (240 jpg); "
+                                    "not the published pixels")  # fmt: skip
+    assert cell["data"]["counts"][0] == 8 and cell["data"]["counts"][-1] == 2
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_list_names_experiments_and_methods(capsys):
+    assert main(["experiments", "list"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in [*STUDIES, *METHODS])
+
+
+@pytest.mark.parametrize("command", [[], ["experiments"], ["experiments", "run"]])
+def test_help_is_there(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: python -m course_utils" in text and (not command or "--cluster" in text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "lettres"], "name: got 'lettres'; allowed: letters, fashion"),
+        (["run", "letters", "--methods", "LDAM-DRW"], "method: got 'LDAM-DRW'; allowed: cross-entropy"),
+        (["run", "letters", "--jobs", "0"], "jobs: got 0; allowed: at least 1"),
+        (["run", "letters", "--epochs", "0", "--jobs", "1"], "epochs: got 0; allowed: at least 1"),
+        (["run", "folder"], "the study of a folder needs one: experiments run FOLDER"),
+        (["run", ".", "--data", "."], "--data: allowed only with a named experiment"),
+        (["run", "letters", "--data", "no-such-folder"], "data: got 'no-such-folder'; allowed: a folder of images"),
+        (["report", "letters"], "holds no experiment"),
+        (["report"], "runs/ holds no experiment"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiments", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert message in output.err
+
+
+@pytest.mark.parametrize("arguments", [["run", "letters", "--seeds", "many"], ["run", "letters", "--seeds", "0"],
+                                       ["run"], ["start"]])  # fmt: skip
+def test_a_wrong_command_ends_with_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["experiments", *arguments])
+    assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_lists_on_the_command_line():
+    assert seeds("3") == (0, 1, 2) and seeds("3,7") == (3, 7) and seeds("0,") == (0,)
+    assert methods("LDAM + DRW, cRT") == ("LDAM + DRW", "cRT")
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_utils.runs.run_study", interrupted)
+    assert main(["experiments", "run", "letters"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
