@@ -234,7 +234,8 @@ def write_report(folder: str | Path) -> Path:
     if not cells:
         raise ValueError(f"{folder} has no finished training yet; missing: {len(missing)}")
     rows = rows_of(cells)
-    title = "\n".join(f"{asked['study']}: {note}" for note in sorted({cell["data"]["note"] for cell in cells}))
+    notes = sorted({cell["data"]["note"] for cell in cells})
+    title = "\n".join(note if note == asked["study"] else f"{asked['study']}: {note}" for note in notes)
     baseline = BASELINE if BASELINE in rows else next(iter(rows))
     _save(accuracy_figure(rows, title), folder / "accuracy.png")
     _save(difference_figure(rows, baseline, title), folder / "differences.png")

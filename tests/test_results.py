@@ -10,6 +10,9 @@ import pytest
 
 from course_utils.experiments import mean_and_spread
 from course_utils.incremental import run_incremental
+from course_utils.reports import report_text
+from course_utils.runs import read_study
+from course_utils.studies import STUDIES, run_cell
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 
@@ -55,3 +58,33 @@ def test_a_cell_that_is_run_again_gives_the_stored_numbers(orders):
     spread = max(mean_and_spread(r["average"] for r in rows)[1], 0.003)
     assert again["average"] == pytest.approx(row["average"], abs=4 * spread)
     assert again["drift"] == pytest.approx(row["drift"], rel=0.5)
+
+
+# ---- `python -m course_utils experiments run NAME --out data/results/NAME`, then `report --out` ----------------------
+
+STUDIED = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
+
+
+def test_letters_and_a_second_data_set_are_there():
+    assert {"letters", "fashion"} <= set(STUDIED)
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_an_experiment_is_complete_and_its_report_is_that_of_its_cells(name):
+    asked, cells, missing = read_study(RESULTS / name)
+    assert not missing and (asked["study"], len(asked["seeds"])) == (name, len(STUDIES[name].seeds))
+    assert {m for cell in cells for m in cell["methods"]} == set(STUDIES[name].methods)
+    assert (RESULTS / name / "report.md").read_text(encoding="utf-8") == report_text(asked, cells, missing)
+
+
+def test_a_training_of_the_letters_experiment_that_is_run_again_gives_the_stored_numbers():
+    """On another CPU rounding differs, and with it training; hence as far as the seeds are apart, and no further."""
+    asked, cells, _ = read_study(RESULTS / "letters")
+    stored = {cell["seed"]: cell["methods"] for cell in cells if cell["training"] == "cross-entropy"}
+    methods = list(stored[0])
+    again = run_cell(asked["settings"], "cross-entropy", methods, 0)["methods"]
+    assert len(methods) == 6
+    for name in methods:
+        spread = max(mean_and_spread(rows[name]["groups"]["all"] for rows in stored.values())[1], 0.005)
+        assert again[name]["groups"]["all"] == pytest.approx(stored[0][name]["groups"]["all"], abs=4 * spread)
+        assert again[name]["cost"]["backbone_images"] == stored[0][name]["cost"]["backbone_images"]
