@@ -202,7 +202,8 @@ def lab(extra):
 
 
 def test(extra):
-    return start(prepare(), "pytest", *extra, OMP_NUM_THREADS="1")
+    side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]  # a notebook stays in one process
+    return start(prepare(), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
 
 
 def run(extra):

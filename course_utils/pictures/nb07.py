@@ -1,0 +1,136 @@
+"""Pictures of notebook 07: a comparison with intervals, places on two data sets, reliability, and the guide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, group_legend, group_points
+from ..metrics import GROUPS
+from ..reports import Rows, bootstrap_interval, paired_differences
+
+CARES = {
+    "all": "balanced accuracy in %", "many": "accuracy of many in %", "few": "accuracy of few in %",
+    "calibration": "calibration error in % (small is good)",
+}  # fmt: skip
+
+
+def by_accuracy(rows: Rows) -> list[str]:
+    """The methods, highest mean balanced accuracy first."""
+    return sorted(rows, key=lambda m: -sum(row["groups"]["all"] for row in rows[m].values()) / len(rows[m]))
+
+
+def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
+    """Left: accuracy by group, best method on top. Right: paired differences from the baseline, each seed a point,
+    the mean a diamond, its 95 % interval a line."""
+    left, right = axes
+    order = by_accuracy(rows)
+    group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
+    group_legend(left, [*GROUPS, "all"], loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=4, fontsize=8,
+                 columnspacing=0.8, handletextpad=0.1)  # fmt: skip
+    lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
+    left.set_xlim(max(-3, lowest - 5), 101)
+    for place, name in enumerate(order):
+        if name == baseline:
+            continue
+        values = paired_differences(rows[name], rows[baseline])
+        right.plot(values, [place] * len(values), ".", color=GREY)
+        right.plot(bootstrap_interval(values), [place, place], color=BLUE, linewidth=2)
+        right.plot(sum(values) / len(values), place, "D", color=BLUE)
+    right.axvline(0, color="black", linewidth=0.8)
+    right.set(ylim=left.get_ylim(), yticks=range(len(order)), xlabel=f"points above {baseline}, 95 % interval")
+    right.set_yticklabels([])
+
+
+def places(rows: Rows, seed: int) -> dict[str, int]:
+    """The place of every method in one seed, 1 for the highest balanced accuracy."""
+    order = sorted(rows, key=lambda m: -rows[m][seed]["groups"]["all"])
+    return {name: place for place, name in enumerate(order, 1)}
+
+
+def place_lines(axes: Axes, columns: Mapping[str, Mapping[str, int]], marked: Sequence[str]) -> None:
+    """The places of the methods from column to column, the first on top; `marked` ones in colours of their own."""
+    names, first, last = list(columns), *(list(columns.values())[k] for k in (0, -1))
+    colors = dict(zip(marked, (VERMILLION, BLUE, ORANGE, SKY), strict=False))
+    for method in first:
+        style = {"color": colors.get(method, GREY), "linewidth": 2.4 if method in marked else 0.9}
+        axes.plot(range(len(names)), [column[method] for column in columns.values()], marker="o",
+                  alpha=1 if method in marked else 0.6, **style)  # fmt: skip
+        for x, place, side in ((0, first[method], "right"), (len(names) - 1, last[method], "left")):
+            axes.annotate(method, (x, place), xytext=(-8 if side == "right" else 8, 0), textcoords="offset points",
+                          ha=side, va="center", fontsize=8, color=colors.get(method, "black"))  # fmt: skip
+    axes.set(ylim=(len(first) + 0.6, 0.4), yticks=[], xlim=(-0.2, len(names) - 0.8))
+    axes.set_xticks(range(len(names)), names)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
+
+
+def lean(row: Mapping[str, Any]) -> float:
+    """Mean confidence minus accuracy, in points: above 0 means over-confident."""
+    bins = zip(*(row["reliability"][key] for key in ("count", "confidence", "accuracy")), strict=True)
+    filled = [(n, confidence - accuracy) for n, confidence, accuracy in bins if n]
+    return 100 * sum(n * gap for n, gap in filled) / sum(n for n, _ in filled)
+
+
+def reliability(axes: Axes, seeds: Mapping[int, Mapping[str, Any]], title: str) -> None:
+    """Accuracy against confidence in 15 bins, all seeds together; the area of a point grows with its images."""
+    bins = [row["reliability"] for row in seeds.values()]
+    count = torch.tensor([b["count"] for b in bins], dtype=torch.float64)
+    sums = [(count * torch.tensor([[v or 0.0 for v in b[key]] for b in bins], dtype=torch.float64)).sum(0)
+            for key in ("confidence", "accuracy")]  # fmt: skip
+    count = count.sum(0)
+    confidence, accuracy = (100 * s[count > 0] / count[count > 0] for s in sums)
+    share = count[count > 0] / count.sum()
+    axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":")
+    axes.plot(confidence, accuracy, color=BLUE, linewidth=1)
+    axes.scatter(confidence, accuracy, s=(10 + 250 * share).tolist(), color=BLUE, zorder=3, clip_on=False)
+    axes.vlines(confidence, confidence, accuracy, color=VERMILLION, linewidth=1.2)
+    axes.set(xlim=(-3, 105), ylim=(-3, 105), title=title)
+    axes.set_aspect("equal")
+
+
+def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results: Mapping[str, Rows]):
+    """What `advise(rows, can_train=, has_validation=, has_images=, care=)` answers, as points with their
+    spread: [(method, mean, spread)]. Below them, in grey, what it leaves out."""
+    most = max(len(rows) for rows in results.values())
+    longest = max((name for rows in results.values() for name in rows), key=len)
+    ends = {}
+    for data, rows in results.items():
+        for care in CARES:
+            values = [mean for _, mean, _ in advise(rows, care=care)]
+            ends[data, care] = (max(0, min(values) - 8) if care != "calibration" else 0, max(values) + 5)
+
+    def picture(figure: Figure):
+        axes = figure.subplots()
+        points = [axes.plot([], [], marker="D", markersize=7)[0] for _ in range(most)]
+        lines = [axes.plot([], [], linewidth=2.5)[0] for _ in range(most)]
+        axes.set(ylim=(most - 0.4, -0.6), yticks=range(most), xlabel=" ")
+        axes.set_yticklabels([longest] * most)  # room for it in the layout
+
+        def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
+            have = {"can_train": train == "yes", "has_validation": validation == "yes",
+                    "has_images": old_images == "yes"}  # fmt: skip
+            found = advise(results[data], **have, care=care)
+            possible = {name for name, _, _ in found}
+            shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
+            for place, (point, line) in enumerate(zip(points, lines, strict=True)):
+                name, mean, spread = shown[place] if place < len(shown) else ("", math.nan, math.nan)
+                color = ORANGE if place == 0 else BLUE if name in possible else "#cccccc"
+                point.set(data=([mean], [place]), color=color)
+                line.set(data=([mean - spread, mean + spread], [place, place]), color=color)
+            axes.set_yticklabels([name for name, _, _ in shown] + [""] * (most - len(shown)))
+            for place, label in enumerate(axes.get_yticklabels()):
+                label.set_color("black" if place < len(found) else GREY)
+            axes.set(xlim=ends[data, care], xlabel=f"{CARES[care]}, {data}, mean ± standard deviation of seeds")
+            name, mean, spread = found[0]
+            rest = f" Grey: {len(shown) - len(found)} that you cannot use." if len(shown) > len(found) else ""
+            return f"{len(found)} methods are possible; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}"
+
+        return update
+
+    return picture
