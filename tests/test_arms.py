@@ -24,13 +24,7 @@ from course_utils.training import fit
 OLD, NEW = 3, 2
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the same order everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some_data(n=60):

@@ -22,13 +22,7 @@ PHASES = ["ab", "cd", "ef"]
 NUMBERS = {"epochs": 2, "batch_size": 16, "exemplars": 5, "augment": None}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the same order everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some_data(each, seed):

@@ -31,14 +31,7 @@ from course_utils.openworld import (
 from course_utils.sampling import ClassBalancedSampler
 from course_utils.training import evaluating, fit, predict
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the same order everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def some(*shape, seed=0, dtype=torch.float32):

@@ -4,7 +4,6 @@ import json
 import math
 
 import pytest
-import torch
 
 from course_utils.tables import (
     CHOICES,
@@ -22,12 +21,7 @@ from course_utils.tables import (
 TABLE = read_ldam_table()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_cell_is_there_once_with_the_settings_of_today():

@@ -16,7 +16,7 @@ from ..reports import Rows, bootstrap_interval, paired_differences
 
 CARES = {
     "all": "balanced accuracy in %", "many": "accuracy of many in %", "few": "accuracy of few in %",
-    "calibration": "calibration error in % (small is good)",
+    "calibration": "calibration error before any temperature, in %",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
         right.plot(bootstrap_interval(values), [place, place], color=BLUE, linewidth=2)
         right.plot(sum(values) / len(values), place, "D", color=BLUE)
     right.axvline(0, color="black", linewidth=0.8)
-    right.set(ylim=left.get_ylim(), yticks=range(len(order)), xlabel=f"points above {baseline}, 95 % interval")
+    right.set(ylim=left.get_ylim(), yticks=range(len(order)), xlabel=f"points above {baseline},\n95 % interval")
     right.set_yticklabels([])
 
 
@@ -113,9 +113,9 @@ def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results
         axes.set_yticklabels([longest] * most)  # room for it in the layout
 
         def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
-            have = {"can_train": train == "yes", "has_validation": validation == "yes",
+            able = {"can_train": train == "yes", "has_validation": validation == "yes",
                     "has_images": old_images == "yes"}  # fmt: skip
-            found = advise(results[data], **have, care=care)
+            found = advise(results[data], **able, care=care)
             possible = {name for name, _, _ in found}
             shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
             for place, (point, line) in enumerate(zip(points, lines, strict=True)):
@@ -127,9 +127,12 @@ def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results
             for place, label in enumerate(axes.get_yticklabels()):
                 label.set_color("black" if place < len(found) else GREY)
             axes.set(xlim=ends[data, care], xlabel=f"{CARES[care]}, {data}, mean ± standard deviation of seeds")
+            have = f"may train: {train} · validation images: {validation} · old images: {old_images}"
+            axes.set_title(have, fontsize=9)
             name, mean, spread = found[0]
             rest = f" Grey: {len(shown) - len(found)} that you cannot use." if len(shown) > len(found) else ""
-            return f"{len(found)} methods are possible; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}"
+            return (f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: "
+                    f"{len(found)} methods; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}")  # fmt: skip
 
         return update
 
