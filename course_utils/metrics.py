@@ -75,14 +75,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) 
     probabilities: (N, C), rows sum to 1. Images go into `bins` equal intervals of their largest probability; the error
     is the mean of |accuracy - confidence| over the bins, weighted by their numbers of images.
     """
-    if bins < 1:
-        raise ValueError(f"bins: got {bins}; allowed: at least 1")
-    if probabilities.ndim != 2 or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
-        raise ValueError("probabilities: allowed: shape (N, C) with rows that sum to 1 (softmax of the logits)")
-    confidence, predictions = probabilities.max(1)
-    _check_pair(predictions, labels)
-    right = (predictions == labels).to(confidence.dtype)
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    confidence, right, bin_of = _bins_of(probabilities, labels, bins)
     gaps = torch.zeros(bins, dtype=confidence.dtype, device=labels.device).index_add(0, bin_of, right - confidence)
     return (gaps.abs().sum() / len(labels)).item()
 
@@ -93,13 +86,24 @@ def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -
     Returns {"count", "confidence", "accuracy"}, a list of `bins` numbers each: images in the bin, their mean largest
     probability, and the share of them that is right; NaN in a bin without images.
     """
-    calibration_error(probabilities, labels, bins=bins)  # checks the arguments
-    confidence, predictions = probabilities.max(1)
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    confidence, right, bin_of = _bins_of(probabilities, labels, bins)
     count = torch.bincount(bin_of, minlength=bins)
-    sums = [v.new_zeros(bins).index_add(0, bin_of, v) for v in (confidence, (predictions == labels).to(confidence))]
+    sums = [v.new_zeros(bins).index_add(0, bin_of, v) for v in (confidence, right)]
     means = [(v / count).tolist() for v in sums]
     return {"count": count.tolist(), "confidence": means[0], "accuracy": means[1]}
+
+
+def _bins_of(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(largest probability, 1.0 where it is right, its bin), each (N,)."""
+    if bins < 1:
+        raise ValueError(f"bins: got {bins}; allowed: at least 1")
+    if probabilities.ndim != 2 or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
+        raise ValueError("probabilities: allowed: shape (N, C) with rows that sum to 1 (softmax of the logits)")
+    confidence, predictions = probabilities.max(1)
+    _check_pair(predictions, labels)
+    right = (predictions == labels).to(confidence.dtype)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return confidence, right, bin_of
 
 
 def average_incremental_accuracy(accuracies: Sequence[float]) -> float:

@@ -3,14 +3,16 @@
 import importlib.util
 import inspect
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from course_utils.experiments import mean_and_spread
 from course_utils.incremental import run_incremental
-from course_utils.reports import report_text
+from course_utils.reports import HOW_TO_READ, bootstrap_interval, report_text
 from course_utils.runs import read_study
 from course_utils.studies import STUDIES, run_cell
 
@@ -88,3 +90,13 @@ def test_a_training_of_the_letters_experiment_that_is_run_again_gives_the_stored
         spread = max(mean_and_spread(rows[name]["groups"]["all"] for rows in stored.values())[1], 0.005)
         assert again[name]["groups"]["all"] == pytest.approx(stored[0][name]["groups"]["all"], abs=4 * spread)
         assert again[name]["cost"]["backbone_images"] == stored[0][name]["cost"]["backbone_images"]
+
+
+def test_what_a_report_says_about_its_intervals_is_so():
+    """The shares of normal samples whose bootstrap interval holds the true mean, as the report prints them."""
+    said = {int(n): int(share) for share, n in re.findall(r"(\d+) %\s+(?:of cases )?with (\d+)", HOW_TO_READ)}
+    assert said.keys() == {3, 5, 10}
+    generator = torch.Generator().manual_seed(1)
+    for n, share in said.items():
+        ends = [bootstrap_interval(torch.randn(n, generator=generator).tolist(), draws=500) for _ in range(1500)]
+        assert 100 * sum(low <= 0 <= high for low, high in ends) / len(ends) == pytest.approx(share, abs=4)
