@@ -116,10 +116,11 @@ class BiasCorrection:
         if len(logits) != len(labels) or not len(labels):
             raise ValueError(f"logits: got shape {tuple(logits.shape)}, {len(labels)} labels; allowed: one label each")
         class_counts(labels, self.newest.stop)  # refuses labels of other classes
+        logits, labels = logits.detach().cpu().double(), labels.cpu()  # Apple GPUs have no float64
 
         def loss(pair):
             self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
-            value = F.cross_entropy(self(logits.double()), labels) + 0.05 * self.beta**2
+            value = F.cross_entropy(self(logits), labels) + 0.05 * self.beta**2
             return value.item(), [g.item() for g in torch.autograd.grad(value, (self.alpha, self.beta))]
 
         self.alpha, self.beta = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B").x.tolist()

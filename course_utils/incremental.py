@@ -66,11 +66,11 @@ def herding(features: Tensor, k: int) -> Tensor:
     goal = rows.mean(0)
     missing, free, chosen = goal.clone(), torch.zeros(len(rows), device=rows.device), []
     for _ in range(k):
-        best = (rows @ missing + free).argmax()
+        best = (rows @ missing + free).argmax(0, keepdim=True)
         free[best] = -torch.inf
-        missing += goal - rows[best]
+        missing += goal - rows[best][0]
         chosen.append(best)
-    return torch.stack(chosen)
+    return torch.cat(chosen)
 
 
 def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -23,17 +23,16 @@ def _counts(class_counts: Tensor | Sequence[int]) -> Tensor:
             f"class_counts: got {counts.tolist()}{f', where class {empty[0]} is empty' if empty else ''}; "
             "allowed: one number of at least 1 for each class"
         )
-    return counts.to(torch.float64)
+    return counts.cpu().double()  # Apple GPUs have no float64
 
 
 def inverse_frequency_weights(class_counts: Tensor | Sequence[int]) -> Tensor:
-    """w_j = C * (1 / n_j) / sum_k (1 / n_k): float32 (C,), their sum is C.
+    """w_j = C * (1 / n_j) / sum_k (1 / n_k): float32 (C,), their sum is C. On the device of the counts.
 
     Raises:
         ValueError: an empty class.
     """
-    weights = 1 / _counts(class_counts)
-    return (weights * len(weights) / weights.sum()).float()
+    return _sum_to_length(1 / _counts(class_counts), class_counts)
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
@@ -49,7 +48,11 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
         raise ValueError(f"beta: got {beta}; allowed: at least 0 and below 1")
     counts = _counts(class_counts)
     weights = 1 / -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=torch.float64)))
-    return (weights * len(weights) / weights.sum()).float()
+    return _sum_to_length(weights, class_counts)
+
+
+def _sum_to_length(weights: Tensor, like: Tensor | Sequence[int]) -> Tensor:
+    return (weights * len(weights) / weights.sum()).float().to(torch.as_tensor(like).device)
 
 
 # ---- focal loss, and label-distribution-aware margins (LDAM, Cao et al. 2019) ----------------------------------------
@@ -105,7 +108,8 @@ def ldam_margins(
     if not (exponent >= 0 and math.isfinite(exponent)):
         raise ValueError(f"exponent: got {exponent}; allowed: at least 0")
     counts = _counts(class_counts)
-    return (max_margin * (counts.min() / counts) ** exponent).float()
+    margins = max_margin * (counts.min() / counts) ** exponent
+    return margins.float().to(torch.as_tensor(class_counts).device)
 
 
 class LDAMLoss(nn.Module):
@@ -284,16 +288,17 @@ def inter_class_separation_loss(
         raise ValueError(f"num_old: got {num_old}; allowed: 1 to {cosines.shape[1] - 1}")
     if not 1 <= k <= num_new:
         raise ValueError(f"k: got {k}; allowed: 1 to {num_new}, the number of new classes")
-    if len(labels) and (labels.min() < 0 or labels.max() >= cosines.shape[1]):
-        raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {cosines.shape[1] - 1}")
-    largest = cosines.detach().abs().max() if len(labels) else 0
-    if not largest <= 1.02:  # NaN too; bfloat16 rounds 1 to 1.008
-        raise ValueError(f"cosines: got numbers up to {largest:g}; allowed: -1 to 1, the cosines before the scale")
+    if not cosines.is_cuda:  # as in LDAMLoss
+        if len(labels) and (labels.min() < 0 or labels.max() >= cosines.shape[1]):
+            raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {cosines.shape[1] - 1}")
+        largest = cosines.detach().abs().max() if len(labels) else 0
+        if not largest <= 1.02:  # NaN too; bfloat16 rounds 1 to 1.008
+            raise ValueError(f"cosines: got numbers up to {largest:g}; allowed: -1 to 1, the cosines before the scale")
     old = labels < num_old
-    own = cosines[old].gather(1, labels[old, None])
-    nearest_new = cosines[old, num_old:].topk(k, dim=1).values
-    pairs = (margin - own + nearest_new).clamp(min=0)
-    return pairs.sum() / max(1, pairs.numel())
+    own = cosines.gather(1, labels[:, None])
+    nearest_new = cosines[:, num_old:].topk(k, dim=1).values
+    pairs = (margin - own + nearest_new).clamp(min=0) * old[:, None]  # new images count 0: choosing rows would wait
+    return pairs.sum() / (k * old.sum()).clamp(min=1)
 
 
 def _old_columns(name: str, values: Tensor, old_values: Tensor) -> Tensor:

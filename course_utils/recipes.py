@@ -128,8 +128,6 @@ def recipe(
 
     def train(setting: Setting) -> Stage:
         options = {"loss": loss(setting) if loss else None, "sampler": sampler(setting) if sampler else None}
-        if isinstance(options["loss"], nn.Module):
-            options["loss"].to(setting.train.labels.device)
         done = run_fit(setting, setting.new_model(head), **options)
         if head is unit_cosine:
             with torch.no_grad():

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 
 
 def class_probabilities(class_counts: Tensor | Sequence[int], q: float) -> Tensor:
-    """p_j = n_j^q / sum_i n_i^q (Kang et al. 2020, equation 1): float64 (C,), sums to 1.
+    """p_j = n_j^q / sum_i n_i^q (Kang et al. 2020, equation 1): float64 (C,) on the CPU, sums to 1.
 
     class_counts: (C,), n_j. q: 1 instance-balanced, 1/2 square-root, 0 class-balanced; any finite number.
 
@@ -28,7 +28,7 @@ def class_probabilities(class_counts: Tensor | Sequence[int], q: float) -> Tenso
         raise ValueError(f"class_counts: got {counts.tolist()}; allowed: one number above 0 for each class")
     if not math.isfinite(q):
         raise ValueError(f"q: got {q}; allowed: a finite number, such as 0, 0.5 or 1")
-    powers = counts.double() ** q
+    powers = counts.cpu().double() ** q  # Apple GPUs have no float64
     return powers / powers.sum()
 
 

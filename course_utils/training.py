@@ -88,8 +88,9 @@ def fit(
         epochs, batch_size, lr, momentum, weight_decay: of SGD. An epoch is as long as the sampler says.
         groups: {beginning of parameter names: {"lr": factor of lr, "weight_decay": instead of weight_decay}}, for
             parts that learn slower or without decay; the longest beginning counts.
-        loss: function (logits (B, C), labels (B,)) -> scalar; cross-entropy by default. If it has `set_epoch`, that is
-            called with the 0-based epoch first, so a loss may change over time.
+        loss: function (logits (B, C), labels (B,)) -> scalar; cross-entropy by default. A module's class weights are
+            moved to the device of the model. If it has `set_epoch`, that is called with the 0-based epoch first, so a
+            loss may change over time.
         objective: instead of `loss`, for methods that need more than logits: function (model, float images, labels,
             indices into train) -> scalar.
         sampler: instance-balanced by default.
@@ -129,6 +130,8 @@ def fit(
     if loss is not None and objective is not None:
         raise ValueError("objective: got one beside a loss; allowed: one of them")
     loss = nn.CrossEntropyLoss() if loss is None else loss
+    if isinstance(loss, nn.Module):
+        loss.to(device)
     name = _name(objective or loss)
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
     _check_groups(groups or {}, model)
@@ -144,7 +147,8 @@ def fit(
         history = _load_checkpoint(Path(checkpoint), model, optimizer, settings)
 
     bar = progress_bar(epochs, "epoch", done=len(history), delay=2) if progress else contextlib.nullcontext()
-    with bar, keeping_modes(model), torch.random.fork_rng(devices=[device] if train.images.is_cuda else []):
+    fork = torch.random.fork_rng(devices=[device] if train.images.is_cuda else [])
+    with bar, keeping_modes(model), fork, _repeatable():
         for epoch in range(len(history), epochs):
             started = time.perf_counter()
             factor = schedule(epoch, epochs)
@@ -192,6 +196,16 @@ def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimiz
         total += value.detach() * len(labels)  # stays on the device: reading it here would stop a GPU at every batch
         seen += len(labels)
     return total.item() / seen
+
+
+@contextlib.contextmanager
+def _repeatable() -> Iterator[None]:
+    """The same numbers in every run on one GPU: cuDNN could choose algorithms that add up in any order."""
+    before, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _autocast(device: torch.device, precision: torch.dtype):

@@ -156,10 +156,10 @@ def test_a_read_only_folder_is_named(tmp_path):
 # ---- rules of the house --------------------------------------------------------------------------------------------
 
 LAYERS = (
-    "runtime", "metrics", "profiles", "sources", "data", "batches", "sampling", "losses", "networks", "heads",
-    "schedules", "training", "decoupling", "arms", "incremental", "attention", "openworld", "recipes", "methods",
-    "figures", "experiments", "tables", "studies", "cluster", "runs", "reports", "pictures", "widgets", "exercises",
-    "__main__",
+    "runtime", "metrics", "openset", "profiles", "sources", "data", "batches", "sampling", "losses", "networks",
+    "heads", "schedules", "training", "decoupling", "arms", "incremental", "attention", "openworld", "recipes",
+    "methods", "figures", "experiments", "tables", "studies", "cluster", "runs", "reports", "pictures", "widgets",
+    "exercises", "__main__",
 )  # fmt: skip
 MAY_PRINT = {
     "runtime.start", "exercises.check", "exercises.__main__", "build", "widgets.explore", "tables.main", "__main__",

@@ -130,6 +130,17 @@ def test_nothing_but_the_model_changes(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_cudnn_repeats_itself_during_training_alone(monkeypatch, before):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", before)
+    seen = []
+    look = lambda _model: seen.append(torch.backends.cudnn.deterministic) or {}  # noqa: E731
+    fit(made(mlp), DATA, epochs=1, progress=False, evaluate=look)
+    with pytest.raises(FloatingPointError):
+        fit(made(mlp), DATA, epochs=1, progress=False, loss=lambda logits, labels: logits.sum() * math.nan)
+    assert seen == [True] and torch.backends.cudnn.deterministic is before
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_model_stays_in_its_mode(mode):
     model = made(with_dropout).train(mode)
