@@ -23,6 +23,7 @@ from .runs import read_study
 from .runtime import write_atomically
 
 BASELINE = "cross-entropy"
+FEW_TO_CHOOSE = 10  # validation images of a class; with fewer, one image is more than 10 points of its accuracy
 Rows = dict[str, dict[int, dict[str, Any]]]  # method -> seed -> its numbers
 
 
@@ -115,6 +116,9 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         f"{', '.join(sorted({c['precision'] for c in cells}))} with torch "
         f"{', '.join(sorted({c['versions']['torch'] for c in cells}))}.",
     ]  # fmt: skip
+    fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
+    if fewest < FEW_TO_CHOOSE:
+        lines += [f"- A class has {fewest} images for choices: what is best on validation images is partly luck here."]
     if missing:
         lines += ["", f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."]
     lines += ["", "## Accuracy", "", "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by "

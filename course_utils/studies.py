@@ -242,7 +242,7 @@ def run_cell(
         "training": training,
         "seed": seed,
         "data": {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist(),
-                 "validation": len(validation), "test": len(test)},
+                 "validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)},
         "methods": rows,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "device": device_name(device),

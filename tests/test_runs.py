@@ -20,11 +20,12 @@ from course_utils.reports import (
     best_on_validation,
     bootstrap_interval,
     paired_differences,
+    report_text,
     rows_of,
     write_report,
 )
 from course_utils.runs import changed, read_study, run_study
-from course_utils.studies import STUDIES, Study
+from course_utils.studies import STUDIES, Study, load_splits
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Study(
@@ -257,6 +258,17 @@ def test_numbers_of_the_report_are_those_of_the_cells(whole):
     low, high = bootstrap_interval(differences)
     line = f"| NCM | {sum(differences) / 3:+.1f} [{low:+.1f}, {high:+.1f}] |"
     assert line in text.decode()
+
+
+def test_a_report_warns_where_a_class_has_few_images_for_choices(whole):
+    asked, cells, missing = read_study(whole[0])
+    assert [cell["data"]["fewest"] for cell in cells] == [
+        int(load_splits(asked["settings"], cell["seed"])[1].counts.min()) for cell in cells
+    ]
+    for fewest, warning in ((0, "A class has 0 images"), (9, "A class has 9 images"), (10, None)):
+        cells[0]["data"]["fewest"] = fewest
+        text = report_text(asked, cells, missing)
+        assert (warning in text) if warning else ("partly luck" not in text)
 
 
 def test_unequal_budgets_are_refused_and_the_rows_named():
