@@ -63,10 +63,10 @@ def _second_minus_first(first, second):
 
 
 def honest(runs, budget):
-    methods = {run["method"] for run in runs if run["budget"] == budget}
-    mean = {m: {part: mean_and_spread(run[part] for run in runs if run["method"] == m)[0]
-                for part in ("validation", "test")} for m in methods}  # fmt: skip
-    best = max(methods, key=lambda m: mean[m]["validation"])
+    fair = [run for run in runs if run["budget"] == budget]
+    mean = {m: {part: mean_and_spread(run[part] for run in fair if run["method"] == m)[0]
+                for part in ("validation", "test")} for m in {run["method"] for run in fair}}
+    best = max(mean, key=lambda m: mean[m]["validation"])
     return mean[best]["test"]
 
 
@@ -83,6 +83,10 @@ _CHOICES = (
      "when one method had twice the budget"),
     (_runs([("C", 50, [(60, 63), (64, 62)]), ("A", 50, [(66, 61), (64, 60)]), ("B", 100, [(90, 95), (91, 94)])]), 50,
      "with a small budget"),
+    (_runs([("A", 100, [(78, 70), (80, 72)]), ("A", 200, [(90, 82), (92, 84)]), ("B", 100, [(81, 75), (83, 77)])]), 100,
+     "when one method was also run with twice the budget"),
+    (_runs([("A", 100, [(84, 70), (86, 72)]), ("A", 200, [(85, 90), (87, 92)]), ("B", 100, [(81, 75), (83, 77)])]), 100,
+     "when a run with twice the budget is of the same method"),
 )  # fmt: skip
 
 
@@ -102,6 +106,11 @@ def _best_run(runs, budget):
 
 def _any_budget(runs, budget):
     return honest([run | {"budget": budget} for run in runs], budget)
+
+
+def _all_runs_of_a_method(runs, budget):
+    methods = {run["method"] for run in runs if run["budget"] == budget}
+    return honest([run | {"budget": budget} for run in runs if run["method"] in methods], budget)
 
 
 def _reports_validation(runs, budget):
@@ -215,7 +224,7 @@ EXERCISES = {
         goal="the mean test accuracy of the method that is best on validation images, at the given budget.",
         verify=_verify_honest,
         solution=honest,
-        mutants=(_best_on_test, _best_run, _any_budget, _reports_validation, _best_seed),
+        mutants=(_best_on_test, _best_run, _any_budget, _all_runs_of_a_method, _reports_validation, _best_seed),
     ),
     "7.3": Exercise(
         goal="the two ends between which `level` of the bootstrap means lie.",

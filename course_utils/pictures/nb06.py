@@ -26,13 +26,8 @@ from ..figures import (
     image_rows,
 )
 from ..metrics import open_set_f_measure, per_class_accuracy, shot_accuracy, shot_groups
-from ..openworld import (
-    OPEN,
-    DiscriminativeCentroidLoss,
-    MetaEmbeddingClassifier,
-    centroid_distances,
-    class_centroids,
-)
+from ..openset import OPEN
+from ..openworld import DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances, class_centroids
 
 CLASS_COLORS = (BLUE, GREEN, ORANGE, PURPLE, VERMILLION, SKY)
 
@@ -54,7 +49,8 @@ def memory_plane(axes: Axes, features: Tensor, labels: Tensor, centroids: Tensor
         mine = (labels == j).numpy()
         axes.plot(*points[mine].T, ".", color=color, markersize=4, alpha=0.4)
         axes.plot(*centroids[j].numpy(), "^", color=color, markersize=13, markeredgecolor="black", zorder=5)
-        axes.annotate(name, centroids[j].numpy(), textcoords="offset points", xytext=(9, 5), fontsize=12, zorder=6)
+        axes.annotate(name, centroids[j].numpy(), textcoords="offset points", xytext=(0, -19), ha="center", fontsize=12,
+                      zorder=8, bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "edgecolor": "none"})  # fmt: skip
     axes.set(xlabel="feature 1", ylabel="feature 2", aspect="equal")
     return axes
 
@@ -211,10 +207,13 @@ def glyph_picture(glyphs: Mapping[str, int], images: Tensor, features: Tensor, h
 
 def borrowing(axes: Axes, counts: Sequence[int], values: Sequence[float], names: Sequence[str], label: str) -> Axes:
     """A number for each class against its training images, in the colours and markers of the groups."""
-    for name, group, count, value in zip(names, group_of(counts), counts, values, strict=True):
-        axes.plot(count, value, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], linestyle="")
-        axes.annotate(name, (count, value), textcoords="offset points", xytext=(4, 3), fontsize=8)
+    rows = sorted(zip(counts, names, group_of(counts), values, strict=True))
+    for place, (count, name, group, value) in enumerate(rows):  # neighbours have their letters on different sides
+        axes.plot(count, value, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markersize=5, linestyle="")
+        offset, side = ((4, 2), "left") if place % 2 else ((-4, -8), "right")
+        axes.annotate(name, (count, value), textcoords="offset points", xytext=offset, ha=side, fontsize=8)
     axes.margins(y=0.12)
+    group_legend(axes, fontsize=8)
     axes.set(xscale="log", xlabel="training images", ylabel=label)
     return axes
 
