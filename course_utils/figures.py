@@ -6,6 +6,7 @@ Importing this file sets the style of matplotlib for the course.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -182,9 +183,10 @@ def feature_plane(axes: Axes, weight: Tensor, bias: Tensor, counts: Sequence[int
     lines, texts = [], []
     for name, group, (x, y) in zip(names, group_of(counts), (arrow_scale * weight).tolist(), strict=True):
         lines += axes.plot([0, x], [0, y], color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markevery=[1],
-                           markersize=5, linewidth=1.5, zorder=5)  # fmt: skip
-        texts.append(axes.text(1.12 * x, 1.12 * y, name, fontsize=9, ha="center", va="center", clip_on=True, zorder=6,
-                               path_effects=[withStroke(linewidth=2, foreground="white")]))  # fmt: skip
+                           markersize=6, markeredgecolor="white", linewidth=1.5, zorder=5)  # fmt: skip
+        texts.append(axes.annotate(name, (x, y), _beyond(x, y), textcoords="offset points", fontsize=9, ha="center",
+                                   va="center", annotation_clip=True, zorder=6,
+                                   path_effects=[withStroke(linewidth=2, foreground="white")]))  # fmt: skip
     axes.grid(visible=False)
     axes.set(xlabel="feature 1", ylabel="feature 2", xlim=(-extent, extent), ylim=(-extent, extent))
     return {"picture": picture, "lines": lines, "texts": texts, "extent": extent, "scale": arrow_scale}
@@ -196,31 +198,37 @@ def move_feature_plane(artists: dict, weight: Tensor, bias: Tensor) -> None:
     tips = (artists["scale"] * weight).tolist()
     for line, text, (x, y) in zip(artists["lines"], artists["texts"], tips, strict=True):
         line.set_data([0, x], [0, y])
-        text.set_position((1.12 * x, 1.12 * y))
+        text.xy = (x, y)
+        text.set_position(_beyond(x, y))
+
+
+def _beyond(x: float, y: float, points: float = 9.0) -> tuple[float, float]:
+    """Where a label stands, counted from the tip (x, y) of its arrow: farther out, so that it hides no short arrow."""
+    length = math.hypot(x, y) or 1.0
+    return points * x / length, points * y / length
 
 
 def course_map(axes: Axes) -> Axes:
-    """The notebooks as boxes on a path: the problem, ways to repair it, the choice."""
+    """The notebooks as boxes: an arrow leads from each to those that need it."""
     boxes = {
         "01": (0.0, 1.0, "the problem", "weight-norm bias", VERMILLION),
         "02": (1.0, 2.0, "the classifier", "cosine normalization", BLUE),
         "04": (1.0, 1.0, "features or classifier?", "samplers, tau-normalization", BLUE),
         "05": (1.0, 0.0, "the loss", "LDAM and DRW", GREEN),
-        "03": (2.0, 2.0, "new classes arrive", "LUCIR", PURPLE),
-        "06": (2.0, 1.0, "the open world", "OLTR memory", ORANGE),
-        "07": (3.0, 1.0, "the choice", "all methods, your data", GREY),
+        "03": (2.0, 2.3, "new classes arrive", "LUCIR", PURPLE),
+        "06": (2.0, 1.5, "the open world", "OLTR memory", ORANGE),
+        "07": (2.0, 0.5, "the choice", "all methods, your data", GREY),
     }
     drawn = {}
     for number, (x, y, question, methods, color) in boxes.items():
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 2}
         text = f"{number} · {question}\n{methods}"
         drawn[number] = axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box, zorder=3)
-    for first, second in (pair.split() for pair in ("01 02", "01 04", "01 05", "02 03", "02 06", "04 06", "03 07",
-                                                    "06 07", "05 07")):  # fmt: skip
+    for first, second in (pair.split() for pair in ("01 02", "01 04", "01 05", "02 03", "02 06", "04 07", "05 07")):
         ends = {"patchA": drawn[first].get_bbox_patch(), "patchB": drawn[second].get_bbox_patch()}
         arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 3, "shrinkB": 3, **ends}
         axes.annotate("", boxes[second][:2], boxes[first][:2], arrowprops=arrow)
-    axes.set(xlim=(-0.4, 3.4), ylim=(-0.4, 2.4))
+    axes.set(xlim=(-0.4, 2.4), ylim=(-0.4, 2.7))
     axes.axis("off")
     return axes
 

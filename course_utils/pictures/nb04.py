@@ -75,7 +75,7 @@ def tau_picture(features: Tensor, labels: Tensor, weight: Tensor, counts: Sequen
     """Accuracy by group, decision regions on the plane through three class means, and the confusion, for one tau.
 
     means: (C, D), mean training feature of each class. corners: the names of three classes; the plane goes through
-    their means, and their test images are drawn where they fall on it.
+    their means, and their test images are drawn where they fall on it. Other classes with a region get a small name.
     """
     a, b, c = (means[names.index(name)] for name in corners)
     across = (b - a) / (b - a).norm()
@@ -110,15 +110,18 @@ def tau_picture(features: Tensor, labels: Tensor, weight: Tensor, counts: Sequen
         for name, mark, cloud, marker in zip(corners, marks, dots, "ovs", strict=True):
             middle.plot(*cloud.T, marker, color="black", markersize=2.5, alpha=0.35)
             middle.text(*mark, name, fontsize=13, weight="bold", ha="center", va="center", path_effects=halo)
+        others = {j: middle.text(0, 0, name, fontsize=9, ha="center", va="center", path_effects=halo, visible=False)
+                  for j, name in enumerate(names) if name not in corners}  # fmt: skip
         middle.grid(visible=False)
         middle.set(title=f"plane through the means of {', '.join(corners)}", xlim=extent[:2], ylim=extent[2:],
                    xlabel=f"distance from the mean of {corners[0]} (units of the features)")  # fmt: skip
         table = right.imshow(np.zeros((len(names), len(names))), cmap="Greys", vmin=0, vmax=1)
         ticks = [names[j] for j in order]
-        right.set_xticks(range(len(names)), ticks, fontsize=6)
-        right.set_yticks(range(len(names)), ticks, fontsize=6)
+        right.set_xticks(range(len(names)), ticks, fontsize=8)
+        right.set_yticks(range(len(names)), ticks, fontsize=8)
+        right.tick_params(length=0, pad=2)
         right.grid(visible=False)
-        right.set(title="confusion", xlabel="what it says", ylabel="what it is")
+        right.set(title="confusion (grey: root of the share)", xlabel="what it says", ylabel="what it is")
 
         def update(tau: float) -> str:
             moved = tau_normalize(weight, tau)
@@ -126,7 +129,14 @@ def tau_picture(features: Tensor, labels: Tensor, weight: Tensor, counts: Sequen
             scores = shot_accuracy(per_class_accuracy(said, labels, len(names)), counts)
             for bar, value in zip(bars, scores.values(), strict=True):
                 bar.set_height(100 * value)
-            regions.set_data((places @ moved.T).argmax(1).reshape(points, points).numpy())
+            owners = (places @ moved.T).argmax(1)
+            regions.set_data(owners.reshape(points, points).numpy())
+            for j, text in others.items():
+                own = on_plane(places[owners == j])
+                text.set_visible(len(own) > 0.005 * len(places))  # a smaller region has no room for a letter
+                if text.get_visible():
+                    center = np.median(own, axis=0)
+                    text.set_position(own[((own - center) ** 2).sum(1).argmin()])  # a place inside the region
             confusion = confusion_matrix(said, labels, len(names))[order][:, order].double()
             table.set_data((confusion / confusion.sum(1, keepdim=True)).sqrt())
             values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in scores.items())
