@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import LabeledImages, class_counts
@@ -38,6 +38,8 @@ class Arm:
     imprint: start new rows at the mean direction of their class (cosine head only).
     freeze_old_rows: only the rows of the newest classes are trained (cosine head only).
     separate: inter-class separation, with `margin` and the `k` nearest new classes.
+    clip: negative weights of the classifier are set to 0 before every step and at the end (linear head only). WA wants
+        it: above a last ReLU, a longer row then means larger logits.
     correct: after training, "none", "align" (WA), "bias" (BiC) or "fine-tune" (the head, on balanced exemplars).
     less_forget: lambda_base of the less-forget constraint.
     """
@@ -48,6 +50,7 @@ class Arm:
     imprint: bool = True
     freeze_old_rows: bool = False
     separate: bool = False
+    clip: bool = False
     correct: str = "none"
     less_forget: float = 5.0
     margin: float = 0.5
@@ -65,6 +68,8 @@ class Arm:
                 raise ValueError(f"{name}: got True with a linear head; allowed: with a cosine head")
         if linear and self.distill == "scores":
             raise ValueError("distill: got 'scores' with a linear head; allowed: with a cosine head, whose scores are")
+        if not linear and self.clip:
+            raise ValueError("clip: got True with a cosine head; allowed: with a linear head")
         if not linear and self.correct in ("align", "bias"):
             raise ValueError(f"correct: got {self.correct!r} with a cosine head; allowed: with a linear head")
         if not self.less_forget >= 0:
@@ -78,7 +83,7 @@ class Arm:
 ARMS = {
     "replay": Arm("linear"),
     "distillation (iCaRL)": Arm("linear", distill="logits"),
-    "WA": Arm("linear", distill="logits", correct="align"),
+    "WA": Arm("linear", distill="logits", share=True, clip=True, correct="align"),
     "BiC": Arm("linear", distill="logits", share=True, correct="bias"),
     "cosine": Arm(),
     "cosine + score distillation": Arm(distill="scores"),
@@ -127,6 +132,12 @@ class BiasCorrection:
         return self
 
 
+def clip_weights(head: nn.Linear) -> None:
+    """Set negative weights to 0, in place (WA, Zhao et al. 2020, section 4.2)."""
+    with torch.no_grad():
+        head.weight.clamp_(min=0)
+
+
 class PhaseObjective:
     """The sum of the terms that an arm chose, for `fit(objective=...)`.
 
@@ -156,6 +167,8 @@ class PhaseObjective:
 
     def __call__(self, model: ImageClassifier, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
         arm, features = self.arm, model.features(images)
+        if arm.clip:
+            clip_weights(model.head)
         cosines = model.head.cosines(features) if arm.head == "cosine" else None
         logits = model.head(features) if cosines is None else model.head.scale * cosines
         if logits.shape[1] != self.num_old + self.num_new:

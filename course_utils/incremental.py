@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .arms import ARMS as ARMS
-from .arms import Arm, BiasCorrection, PhaseObjective
+from .arms import Arm, BiasCorrection, PhaseObjective, clip_weights
 from .batches import Augmentation, random_shift
 from .data import LabeledImages, class_counts
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
@@ -236,6 +236,8 @@ def _learn_phase(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, tra
     cached = data if options["augment"] is None else None
     objective = PhaseObjective(arm, teacher, num_old, num_new, correction, cached)
     fit(model, data, objective=objective, progress=False, **options)
+    if arm.clip:
+        clip_weights(model.head)
     if arm.correct == "align":
         with torch.no_grad():
             model.head.weight.copy_(weight_align(model.head.weight, num_old))

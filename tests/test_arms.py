@@ -67,7 +67,7 @@ def test_the_named_arms_go_step_by_step():
         return {name for name in a if a[name] != b[name]}
 
     assert changes("replay", "distillation (iCaRL)") == {"distill"}
-    assert changes("distillation (iCaRL)", "WA") == {"correct"}
+    assert changes("distillation (iCaRL)", "WA") == {"correct", "share", "clip"}
     assert changes("distillation (iCaRL)", "BiC") == {"correct", "share"}
     assert changes("cosine", "cosine + score distillation") == {"distill"}
     assert changes("cosine", "cosine + frozen rows") == {"freeze_old_rows"}
@@ -87,6 +87,7 @@ def test_the_named_arms_go_step_by_step():
         ({"head": "linear", "freeze_old_rows": True}, "freeze_old_rows: got True with a linear head"),
         ({"head": "linear", "separate": True}, "separate: got True with a linear head"),
         ({"head": "linear", "distill": "scores"}, "distill: got 'scores' with a linear head"),
+        ({"clip": True}, "clip: got True with a cosine head; allowed: with a linear head"),
         ({"correct": "align"}, "correct: got 'align' with a cosine head; allowed: with a linear head"),
         ({"correct": "bias"}, "correct: got 'bias' with a cosine head"),
         ({"less_forget": -1.0}, "less_forget: got -1.0; allowed: at least 0"),
@@ -125,6 +126,19 @@ def test_the_objective_is_the_sum_of_the_terms_of_the_arm():
         ({"distill": "features", "separate": True}, cross_entropy + forget + separate),
     ]:
         assert value_of(replace(arm, **options)) == pytest.approx(want, abs=1e-5), options
+
+
+def test_clipping_sets_negative_weights_to_0_before_the_loss():
+    teacher, student = models("linear")
+    clipped = copy.deepcopy(student)
+    with torch.no_grad():
+        clipped.head.weight.copy_(student.head.weight.where(student.head.weight > 0, torch.zeros(())))
+    bias, (plain, clip) = student.head.bias.clone(), (Arm("linear"), Arm("linear", clip=True))
+    want = PhaseObjective(plain, teacher, OLD, NEW)(clipped, IMAGES, LABELS, INDICES)
+    unclipped = PhaseObjective(plain, teacher, OLD, NEW)(student, IMAGES, LABELS, INDICES)
+    got = PhaseObjective(clip, teacher, OLD, NEW)(student, IMAGES, LABELS, INDICES)
+    assert got.item() == want.item() != unclipped.item()
+    assert torch.equal(student.head.weight, clipped.head.weight) and torch.equal(student.head.bias, bias)
 
 
 def test_a_linear_arm_distils_logits_that_bias_correction_has_corrected():

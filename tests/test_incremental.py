@@ -379,6 +379,7 @@ def test_wa_leaves_the_groups_with_one_mean_norm():
     aligned, plain = run("WA"), run("distillation (iCaRL)")
     assert [row["norm_ratio"] for row in aligned.phases[1:]] == pytest.approx([1, 1], abs=1e-5)
     assert all(abs(row["norm_ratio"] - 1) > 0.01 for row in plain.phases[1:])
+    assert aligned.model.head.weight.min() == 0 > plain.model.head.weight.min()
 
 
 def test_bic_corrects_the_newest_logits_in_its_predictions_and_for_the_next_teacher(monkeypatch):
@@ -485,6 +486,7 @@ LUCIR, DISTILLATION = ARMS["LUCIR"], ARMS["distillation (iCaRL)"]
         (Arm(), {"freeze_old_rows": True}),
         (Arm(), {"separate": True}),
         (DISTILLATION, {"correct": "align"}),
+        (DISTILLATION, {"clip": True}),
         (DISTILLATION, {"correct": "bias"}),
         (DISTILLATION, {"correct": "fine-tune"}),
         (LUCIR, {"correct": "fine-tune"}),

@@ -171,13 +171,17 @@ def _easiest_new(cosines, labels, num_old, margin, k):
     return (margin - own + easy).clamp(min=0).mean()
 
 
+def _every_new_class(cosines, labels, num_old, margin, k):
+    return margin_loss(cosines, labels, num_old, margin, cosines.shape[1] - num_old)
+
+
 def _scaled_logits(cosines, labels, num_old, margin, k):
     return margin_loss(10 * cosines, labels, num_old, margin, k)
 
 
 EXERCISES = {
     "3.1": Exercise(
-        goal="the indices of k images whose mean direction stays closest to that of all, in order of choice.",
+        goal="the indices of k images whose mean, after normalizing, stays closest to that of all, in order of choice.",
         verify=_verify_herding,
         solution=choose_exemplars,
         mutants=(_closest_to_the_mean, _not_normalized, _with_repeats, _sorted),
@@ -198,6 +202,6 @@ EXERCISES = {
         goal="the mean margin violation of old images against their k nearest new classes.",
         verify=_verify_margin_loss,
         solution=margin_loss,
-        mutants=(_all_images, _without_hinge, _hardest_of_all_classes, _easiest_new, _scaled_logits),
+        mutants=(_all_images, _without_hinge, _hardest_of_all_classes, _easiest_new, _every_new_class, _scaled_logits),
     ),
 }

@@ -15,13 +15,18 @@ from ..metrics import confusion_matrix, error_blocks
 
 
 def draw_confusion(axes: Axes, predictions: Tensor, labels: Tensor, names: Sequence[str], old: int) -> dict:
-    """Confusion matrix in % of each row, the border between old and new classes as lines. Returns the artists."""
+    """Confusion matrix in % of each row, the border between old and new classes as lines; the darkest colour is 60 %
+    or more. Returns the artists."""
     classes = len(names)
     image = axes.imshow(np.zeros((classes, classes)), cmap="Blues", vmin=0, vmax=60)
     lines = [axes.axhline(0, color=VERMILLION, linewidth=1), axes.axvline(0, color=VERMILLION, linewidth=1)]
-    axes.set_xticks(range(classes), names, fontsize=7)
-    axes.set_yticks(range(classes), names, fontsize=7)
+    axes.set_xticks(range(classes), names, fontsize=8)
+    axes.set_yticks(range(classes), names, fontsize=8)
+    axes.tick_params(length=0, pad=2)
     axes.grid(visible=False)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.6, aspect=25, pad=0.02, ticks=[0, 20, 40, 60])
+    bar.ax.set_yticklabels(["0 %", "20 %", "40 %", "60 %\nor more"], fontsize=8)
+    bar.set_label("of the images of the row", fontsize=9)
     axes.set(xlabel="called", ylabel="is")
     artists = {"image": image, "lines": lines, "classes": classes}
     move_confusion(artists, predictions, labels, old)
@@ -142,11 +147,14 @@ def draw_trade(axes: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[
 
 
 def draw_margins(axes: Axes, margins: Tensor, margin: float) -> Axes:
-    """Histogram of the margins of old images; lines at 0, where they are lost, and at the margin of the loss."""
+    """Histogram of the margins of old images (of all seeds together); lines at 0, where they are lost, and at the
+    margin of the loss."""
     axes.hist(margins.numpy(), bins=60, range=(-1, 1.6), color=BLUE)
-    for place, style in ((0, "-"), (margin, "--")):
-        axes.axvline(place, color=VERMILLION, linestyle=style)
-    axes.set(xlabel="own cosine - nearest new cosine", ylabel="old test images")
+    lines = ((0, "-", "left of it: a new\nletter beats its own"), (margin, "--", "margin of\nthe loss"))
+    for place, style, text in lines:
+        axes.axvline(place, color=VERMILLION, linestyle=style, label=text)
+    axes.legend(loc="upper left", fontsize=8)
+    axes.set(xlabel="own cosine - nearest new cosine", ylabel="old test images, all seeds")
     return axes
 
 
