@@ -45,7 +45,7 @@ def main(number: str) -> int:
     shell, failed = InteractiveShell.instance(), 0
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     os.chdir(NOTEBOOKS)
-    with pretend_gpu(doubles=False) as gpu:
+    with pretend_gpu() as gpu:
         for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type != "code":
                 continue

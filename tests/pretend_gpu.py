@@ -1,8 +1,9 @@
 """A GPU that is not there: tensors that live on another device as far as anyone can tell, and compute on the CPU.
 
-Within `pretend_gpu() as gpu`, `tensor.to(gpu.device)` gives such a tensor. Two things then behave as on a real GPU: an
-operation on tensors of both devices is an error, and the program would have to wait for the device whenever it wants to
-know a number; `gpu.waits` lists when it did. What it cannot show: speed, autocast, and sums in another order.
+Within `pretend_gpu() as gpu`, `tensor.to(gpu.device)` gives such a tensor. Three things are as on a real GPU: an
+operation on tensors of both devices is an error; there is no float64, as on Apple's; and the program would have to wait
+for the device whenever it wants to know a number: `gpu.waits` lists when. What it cannot show: speed, autocast, and
+sums in another order.
 """
 
 from __future__ import annotations
@@ -65,9 +66,8 @@ class PretendGPU(TorchDispatchMode):
 
     device = DEVICE
 
-    def __init__(self, doubles: bool = True):
+    def __init__(self):
         super().__init__()
-        self.doubles = doubles
         self.waits: list[str] = []
         self.calls: list[str] = []
 
@@ -96,7 +96,7 @@ class PretendGPU(TorchDispatchMode):
         if name == "copy_":
             return args[0]
         if goes_there:
-            if not self.doubles and any(t.dtype == torch.float64 for t in tree_leaves(result) if isinstance(t, Tensor)):
+            if any(t.dtype == torch.float64 for t in tree_leaves(result) if isinstance(t, Tensor)):
                 raise TypeError(f"{name}: this GPU has no float64")
             result = tree_map_only(Tensor, lambda t: OnGPU(t, self), result)
         return return_and_correct_aliasing(function, args, kwargs, result) if there and goes_there else result
@@ -112,11 +112,11 @@ def _inner(tensor: OnGPU) -> Tensor:
 
 
 @contextlib.contextmanager
-def pretend_gpu(doubles: bool = True) -> Iterator[PretendGPU]:
+def pretend_gpu() -> Iterator[PretendGPU]:
     get, put = torch.cuda.get_rng_state, torch.cuda.set_rng_state
     torch.cuda.get_rng_state, torch.cuda.set_rng_state = lambda *_: None, lambda *_: None  # the pretended one has none
     try:
-        with PretendGPU(doubles) as gpu:
+        with PretendGPU() as gpu:
             yield gpu
     finally:
         torch.cuda.get_rng_state, torch.cuda.set_rng_state = get, put

@@ -1,7 +1,4 @@
-"""The package on a device that is not the CPU: a pretended one, so that every machine can test it.
-
-It has no float64, as Apple's GPUs.
-"""
+"""The package on a device that is not the CPU: a pretended one, so that every machine can test it."""
 
 import math
 import os
@@ -51,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def gpu():
-    with pretend_gpu(doubles=False) as device:
+    with pretend_gpu() as device:
         yield device
 
 
@@ -108,7 +105,7 @@ def test_every_method_gives_the_same_answers_there_and_waits_once_an_epoch_not_o
 
     expected, waits = logits("cpu", 16), []
     for batch_size in (16, 8):
-        with pretend_gpu(doubles=False) as gpu:
+        with pretend_gpu() as gpu:
             answers = logits(gpu.device, batch_size)
         waits.append(Counter(gpu.waits))
         assert type(answers) is OnGPU and (batch_size == 8 or torch.equal(answers.inner, expected))
@@ -128,7 +125,7 @@ def test_every_arm_gives_the_same_answers_there_and_does_not_wait_at_every_batch
 
     expected, waits = result("cpu", 16), []
     for batch_size in (16, 8):
-        with pretend_gpu(doubles=False) as gpu:
+        with pretend_gpu() as gpu:
             found = result(gpu.device, batch_size)
         waits.append(len(gpu.waits))
         if batch_size == 16:
