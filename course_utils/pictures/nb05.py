@@ -1,4 +1,4 @@
-"""Pictures of notebook 05: two margins that share a sum; margins on the circle; runs along margin, scale and start."""
+"""Pictures of notebook 05: two margins that share a sum; margins on the circle; runs with many settings."""
 
 from __future__ import annotations
 
@@ -93,18 +93,24 @@ def margin_circle(axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, 
 
 
 def runs_maps(axes: Sequence[Axes], rows: Sequence[Mapping[str, float]]) -> None:
-    """Balanced accuracy in % of runs along max_margin and scale, one map for each start of the weights."""
+    """Balanced accuracy in % of runs along max_margin and scale, one map for each start of the weights and each
+    learning rate; below it, small, how many features are not 0 for every image."""
     sizes, scales = ([*dict.fromkeys(row[key] for row in rows)] for key in ("max_margin", "scale"))
-    for ax, start in zip(axes, dict.fromkeys(row["start"] for row in rows), strict=True):
-        found = {(row["max_margin"], row["scale"]): 100 * row["all"] for row in rows if row["start"] == start}
-        ax.imshow([[found[m, s] for s in scales] for m in sizes], vmin=0, vmax=100, cmap="cividis", aspect="auto")
-        for (m, s), value in found.items():
-            color = "black" if value > 60 else "white"
-            ax.text(scales.index(s), sizes.index(m), f"{value:.0f}", ha="center", va="center", color=color)
+    for ax, (start, lr) in zip(axes, sorted({(row["start"], -row["lr"]) for row in rows}), strict=True):
+        runs = {(row["max_margin"], row["scale"]): row for row in rows if (row["start"], -row["lr"]) == (start, lr)}
+        ax.imshow([[100 * runs[m, s]["all"] for s in scales] for m in sizes], vmin=0, vmax=100, cmap="cividis",
+                  aspect="auto")  # fmt: skip
+        for (m, s), run in runs.items():
+            style = {"ha": "center", "color": "black" if run["all"] > 0.5 else "white"}
+            ax.text(scales.index(s), sizes.index(m), f"{100 * run['all']:.0f}", va="bottom", **style)
+            ax.text(scales.index(s), sizes.index(m) + 0.1, f"{run['alive']}", va="top", fontsize=7, **style)
         ax.set(xticks=range(len(scales)), xticklabels=[f"{s:g}" for s in scales], xlabel="scale",
-               yticks=range(len(sizes)), yticklabels=[f"{m:g}" for m in sizes], title=f"weights {_moment(start)}")
+               yticks=range(len(sizes)), yticklabels=[f"{m:g}" for m in sizes])  # fmt: skip
+        ax.set_title(f"weights {_moment(start)},\nlearning rate {-lr:g}", fontsize=10)
         ax.grid(visible=False)
     axes[0].set_ylabel("largest margin")
+    title = "validation balanced accuracy in %; small: how many of 64 features are not always 0"
+    axes[0].figure.suptitle(title, fontsize=10)
 
 
 def _moment(start: float) -> str:
@@ -112,8 +118,8 @@ def _moment(start: float) -> str:
 
 
 def runs_picture(rows: Sequence[Mapping[str, float]]):
-    """Accuracy by group of the run with this max_margin, scale and start; the dotted lines are the best run's."""
-    found = {(row["max_margin"], row["scale"], row["start"]): row for row in rows}
+    """Accuracy by group of the run with this max_margin, scale, start and learning rate; dotted: the best run's."""
+    found = {(row["max_margin"], row["scale"], row["start"], row["lr"]): row for row in rows}
     best = max(rows, key=lambda row: row["all"])
 
     def picture(figure: Figure):
@@ -127,13 +133,13 @@ def runs_picture(rows: Sequence[Mapping[str, float]]):
             axes.hlines(100 * best[name], *x, color="black", linestyle=":")
         axes.set(ylim=(0, 105), ylabel="accuracy in %, validation typefaces")
 
-        def update(max_margin: float, scale: float, weights_from: float) -> str:
-            row = found[max_margin, scale, weights_from]
+        def update(max_margin: float, scale: float, weights_from: float, lr: float) -> str:
+            row = found[max_margin, scale, weights_from, lr]
             for bar, text, name in zip(bars, texts, names, strict=True):
                 bar.set_height(100 * row[name])
                 text.set(y=100 * row[name], text=f"{100 * row[name]:.0f}")
-            return (f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}: "
-                    f"balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs.")  # fmt: skip
+            return (f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}, learning rate "
+                    f"{lr:g}: balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs.")  # fmt: skip
 
         return update
 
