@@ -207,7 +207,7 @@ def test(extra):
 
 
 def run(extra):
-    return start(prepare(), "course_utils.build", *extra, OMP_NUM_THREADS="1")
+    return start(prepare(), "course_utils.classroom.notebooks", *extra, OMP_NUM_THREADS="1")
 
 
 def memory_gb():

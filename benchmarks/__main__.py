@@ -4,8 +4,14 @@ import sys
 
 from . import decoupling, experiments, incremental, losses, openworld, training
 
-BENCHMARKS = {"training": training.main, "incremental": incremental.main, "decoupling": decoupling.main,
-              "losses": losses.main, "openworld": openworld.main, "experiments": experiments.main}  # fmt: skip
+BENCHMARKS = {
+    "training": training.main,
+    "incremental": incremental.main,
+    "decoupling": decoupling.main,
+    "losses": losses.main,
+    "openworld": openworld.main,
+    "experiments": experiments.main,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -111,8 +111,13 @@ def compare_class_balanced(labels: Tensor, repetitions: int) -> dict:
     theirs, others = best_seconds(lambda: [next(generator) for _ in range(len(labels))], 1)
     counts = [torch.bincount(labels[x], minlength=len(sampler.classes)) for x in (indices, torch.tensor(others))]
     equal = torch.equal(*(c.sort().values for c in counts))
-    return {"ours": ours, "textbook": theirs, "equal": equal, "says": "images of a class, smallest and largest: "
-            + " and ".join(f"{int(c.min())} to {int(c.max())}" for c in counts)}  # fmt: skip
+    return {
+        "ours": ours,
+        "textbook": theirs,
+        "equal": equal,
+        "says": "images of a class, smallest and largest: "
+        + " and ".join(f"{int(c.min())} to {int(c.max())}" for c in counts),
+    }
 
 
 def compare_square_root(labels: Tensor, repetitions: int) -> dict:
@@ -128,8 +133,13 @@ def compare_square_root(labels: Tensor, repetitions: int) -> dict:
         counts = torch.bincount(labels[x], minlength=len(p))
         deviations.append(((counts - expected) ** 2 / (expected * (1 - p))).mean().sqrt().item())
     equal = all(abs(d - 1) < 5 / len(p) ** 0.5 for d in deviations)
-    return {"ours": ours, "textbook": theirs, "equal": equal, "says": "distance from the formula in standard deviations"
-            f" (1 is chance): {deviations[0]:.2f} and {deviations[1]:.2f}"}  # fmt: skip
+    return {
+        "ours": ours,
+        "textbook": theirs,
+        "equal": equal,
+        "says": "distance from the formula in standard deviations"
+        f" (1 is chance): {deviations[0]:.2f} and {deviations[1]:.2f}",
+    }
 
 
 def compare_sweep(images: int, classes: int, dim: int, values: int, repetitions: int) -> dict:
@@ -148,8 +158,15 @@ def compare_sweep(images: int, classes: int, dim: int, values: int, repetitions:
     return {"ours": ours, "textbook": theirs, "equal": share > 0.9999, "says": says}
 
 
-def measure(images: int = 230_000, classes: int = 8142, sweep_images: int = 50_000, sweep_classes: int = 1000,
-            dim: int = 2048, values: int = 21, repetitions: int = 5) -> dict:  # fmt: skip
+def measure(
+    images: int = 230_000,
+    classes: int = 8142,
+    sweep_images: int = 50_000,
+    sweep_classes: int = 1000,
+    dim: int = 2048,
+    values: int = 21,
+    repetitions: int = 5,
+) -> dict:
     """CPU seconds of both forms, and whether they agree, for each of the three."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -164,8 +181,16 @@ def measure(images: int = 230_000, classes: int = 8142, sweep_images: int = 50_0
         torch.set_num_threads(threads)
     for row in rows.values():
         row["ratio"] = row["textbook"] / row["ours"]
-    return {"images": images, "classes": classes, "sweep_images": sweep_images, "sweep_classes": sweep_classes,
-            "features": dim, "torch": torch.__version__, "cores": os.cpu_count(), "rows": rows}  # fmt: skip
+    return {
+        "images": images,
+        "classes": classes,
+        "sweep_images": sweep_images,
+        "sweep_classes": sweep_classes,
+        "features": dim,
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "rows": rows,
+    }
 
 
 def table(result: dict) -> str:
@@ -192,8 +217,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    result = measure(options.images, options.classes, options.sweep_images, options.sweep_classes, options.features,
-                     options.values, options.repetitions)  # fmt: skip
+    result = measure(
+        options.images,
+        options.classes,
+        options.sweep_images,
+        options.sweep_classes,
+        options.features,
+        options.values,
+        options.repetitions,
+    )
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

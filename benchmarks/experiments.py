@@ -28,10 +28,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from course_utils.data import LabeledImages
-from course_utils.experiments import jobs_or_default, run_grid
+from course_utils.experiments.grid import jobs_or_default, run_grid
+from course_utils.experiments.studies import shift_and_flip
 from course_utils.networks import ResNet32
 from course_utils.runtime import choose_device
-from course_utils.studies import shift_and_flip
 from course_utils.training import fit
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4}
@@ -49,8 +49,17 @@ def course_run(seed: int, images: int, batch_size: int, precision: str) -> dict[
     device, _ = choose_device()
     torch.manual_seed(seed)
     model, train = ResNet32(10).to(device), noise(images).to(device)
-    history = fit(model, train, epochs=3, batch_size=batch_size, augment=shift_and_flip, seed=seed, progress=False,
-                  precision=getattr(torch, precision), **SGD)  # fmt: skip
+    history = fit(
+        model,
+        train,
+        epochs=3,
+        batch_size=batch_size,
+        augment=shift_and_flip,
+        seed=seed,
+        progress=False,
+        precision=getattr(torch, precision),
+        **SGD,
+    )
     return {"rate": images / min(row["seconds"] for row in history[1:])}
 
 
@@ -61,10 +70,14 @@ class Pictures(Dataset):
         from torchvision import transforms
 
         self.pixels, self.labels = data.images.permute(0, 2, 3, 1).contiguous().numpy(), data.labels.tolist()
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,8 +90,14 @@ def common_run(images: int, batch_size: int, workers: int) -> float:
     """Images a second of an epoch after the first."""
     device, _ = choose_device()
     model = ResNet32(10).to(device, memory_format=torch.contiguous_format)
-    loader = DataLoader(Pictures(noise(images)), batch_size, shuffle=True, num_workers=workers,
-                        persistent_workers=workers > 0, pin_memory=device.type != "cpu")  # fmt: skip
+    loader = DataLoader(
+        Pictures(noise(images)),
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type != "cpu",
+    )
     criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), **SGD)
     for _epoch in range(2):
         start, total = time.perf_counter(), 0.0
@@ -120,15 +139,26 @@ def measure(images: int = 1024, batch_size: int = 128, turns: int = 3) -> dict:
     for _turn in range(turns):
         common.append(common_run(images, batch_size, workers))
         for precision, rates in course.items():
-            rows = run_grid(course_run, jobs=jobs, seed=range(jobs),
-                            fixed={"images": images, "batch_size": batch_size, "precision": precision})  # fmt: skip
+            rows = run_grid(
+                course_run,
+                jobs=jobs,
+                seed=range(jobs),
+                fixed={"images": images, "batch_size": batch_size, "precision": precision},
+            )
             rates.append(sum(row["rate"] for row in rows))
     return {
-        "device": str(device), "images": images, "batch_size": batch_size, "turns": turns, "processes": jobs,
-        "torch": torch.__version__, "workers": workers, "trial_rates": {str(k): v for k, v in trials.items()},
-        "common": common, "course": course,
+        "device": str(device),
+        "images": images,
+        "batch_size": batch_size,
+        "turns": turns,
+        "processes": jobs,
+        "torch": torch.__version__,
+        "workers": workers,
+        "trial_rates": {str(k): v for k, v in trials.items()},
+        "common": common,
+        "course": course,
         "peak": {precision: peak(precision) * jobs for precision in precisions},
-    }  # fmt: skip
+    }
 
 
 def table(result: dict) -> str:
@@ -143,8 +173,10 @@ def table(result: dict) -> str:
     for precision, rates in result["course"].items():
         name, share = f"course, {precision}", max(rates) * 3 * MULTIPLICATIONS / result["peak"][precision]
         lines.append(f"{name:<34}{max(rates):>12,.0f}{max(rates) / common:>8.1f}{share:>10.0%}")
-    lines.append(f"common recipe: {result['workers']} loader processes (the fastest of "
-                 f"{', '.join(result['trial_rates'])}); course: {result['processes']} processes")  # fmt: skip
+    lines.append(
+        f"common recipe: {result['workers']} loader processes (the fastest of "
+        f"{', '.join(result['trial_rates'])}); course: {result['processes']} processes"
+    )
     return "\n".join(lines)
 
 

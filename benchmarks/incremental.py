@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from course_utils.arms import ARMS, PhaseObjective
 from course_utils.data import LabeledImages, load_images, long_tailed
 from course_utils.incremental import herding, train_base
+from course_utils.incremental_methods import ARMS, PhaseObjective
 from course_utils.networks import MLP, ImageClassifier, SmallCNN
 from course_utils.training import extract_features, fit
 
@@ -111,8 +111,13 @@ def measure_phase(network: str, max_count: int, epochs: int, repeats: int) -> di
     pairs = zip(*(model.parameters() for model in models.values()), strict=True)
     difference = max((a - b).abs().max().item() for a, b in pairs)
     moved = (models["course"].backbone[1].weight - base.backbone[1].weight).abs().max().item()
-    return {"network": network, "images": len(data), "seconds": seconds, "largest_difference": difference,
-            "largest_change_by_training": moved}  # fmt: skip
+    return {
+        "network": network,
+        "images": len(data),
+        "seconds": seconds,
+        "largest_difference": difference,
+        "largest_change_by_training": moved,
+    }
 
 
 def measure(sizes: list[tuple[int, int]], max_count: int = 500, epochs: int = 8, repeats: int = 3) -> dict:
@@ -125,8 +130,14 @@ def measure(sizes: list[tuple[int, int]], max_count: int = 500, epochs: int = 8,
     }
     if load:
         load.append(os.getloadavg()[0])
-    return {"exemplars": EXEMPLARS, "epochs": epochs, "repeats": repeats, "torch": torch.__version__,
-            "cores": os.cpu_count(), "load_before_and_after": load} | results  # fmt: skip
+    return {
+        "exemplars": EXEMPLARS,
+        "epochs": epochs,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "load_before_and_after": load,
+    } | results
 
 
 def table(result: dict) -> str:
@@ -138,8 +149,10 @@ def table(result: dict) -> str:
     for row in result["herding"]:
         course, array, loop = (1000 * row["seconds"][way] for way in ("course", "array", "loop"))
         what = f"{result['exemplars']} of {row['images']:,} x {row['dim']}"
-        lines.append(f"{what:<28}{course:>12.2f}{array:>12.1f}{array / course:>8.1f}{loop:>12.1f}{loop / course:>8.0f}"
-                     f"  {'yes' if row['same_order'] else 'NO'}")  # fmt: skip
+        lines.append(
+            f"{what:<28}{course:>12.2f}{array:>12.1f}{array / course:>8.1f}{loop:>12.1f}{loop / course:>8.0f}"
+            f"  {'yes' if row['same_order'] else 'NO'}"
+        )
     lines.append(f"{'seconds':<28}{'course':>12}{'each batch':>12}{'ratio':>8}  largest difference of a weight")
     for row in result["phase"]:
         course, common = (row["seconds"][way] for way in ("course", "common"))
@@ -156,8 +169,9 @@ def size(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks incremental", description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=size, nargs="+", default=[(500, 64), (5000, 512)], metavar="NxD",
-                        help="features for herding")  # fmt: skip
+    parser.add_argument(
+        "--sizes", type=size, nargs="+", default=[(500, 64), (5000, 512)], metavar="NxD", help="features for herding"
+    )
     parser.add_argument("--epochs", type=int, default=8, help="of a phase")
     parser.add_argument("--max-count", type=int, default=500, help="images of each letter")
     parser.add_argument("--repeats", type=int, default=3)

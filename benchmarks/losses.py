@@ -98,14 +98,22 @@ def measure(batch: int = 512, classes: int = 8142, repeats: int = 25) -> dict:
         ways[way] = {"cpu_seconds": statistics.median(seconds[way]), "peak_megabytes": peak}
     (_, a, grad_a), (_, b, grad_b) = (step(losses[way], cosines, labels) for way in ("course", "one-hot"))
     same = abs(a - b) < 1e-4 and torch.allclose(grad_a, grad_b, atol=1e-6)
-    return {"batch": batch, "classes": classes, "repeats": repeats, "torch": torch.__version__, "ways": ways,
-            "course_and_one_hot_agree": bool(same)}  # fmt: skip
+    return {
+        "batch": batch,
+        "classes": classes,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "ways": ways,
+        "course_and_one_hot_agree": bool(same),
+    }
 
 
 def table(result: dict) -> str:
     course = result["ways"]["course"]["cpu_seconds"]
-    lines = [f"{result['batch']} images, {result['classes']:,} classes, forward and backward, one thread",
-             f"{'':<16}{'CPU ms':>10}{'/ course':>10}{'peak MB':>10}"]  # fmt: skip
+    lines = [
+        f"{result['batch']} images, {result['classes']:,} classes, forward and backward, one thread",
+        f"{'':<16}{'CPU ms':>10}{'/ course':>10}{'peak MB':>10}",
+    ]
     for way, row in result["ways"].items():
         peak = "unknown" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:.0f}"
         lines.append(f"{way:<16}{1000 * row['cpu_seconds']:>10.1f}{row['cpu_seconds'] / course:>10.2f}{peak:>10}")

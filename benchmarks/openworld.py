@@ -103,8 +103,14 @@ def peak_megabytes(way: str, *size: int) -> float | None:
 
 
 @torch.no_grad()
-def measure(batch: int = 128, classes: int = 1000, features: int = 512, repeats: int = 25,
-            growth: tuple[int, ...] = (1000, 2000, 4000, 8142), growth_features: int = 2048) -> dict:  # fmt: skip
+def measure(
+    batch: int = 128,
+    classes: int = 1000,
+    features: int = 512,
+    repeats: int = 25,
+    growth: tuple[int, ...] = (1000, 2000, 4000, 8142),
+    growth_features: int = 2048,
+) -> dict:
     torch.set_num_threads(1)
     p = problem(batch, classes, features)
     seconds = cpu_seconds(WAYS, p, repeats)
@@ -119,32 +125,57 @@ def measure(batch: int = 128, classes: int = 1000, features: int = 512, repeats:
     for dim in dict.fromkeys((features, growth_features)):
         for number in growth:
             own = cpu_seconds({"course": course}, problem(batch, number, dim), max(1, repeats // 3))["course"]
-            rows.append({"classes": number, "features": dim, "cpu_seconds": own,
-                         "expanded_megabytes": batch * number * dim * 4 / 2**20})  # fmt: skip
-    return {"batch": batch, "classes": classes, "features": features, "repeats": repeats, "torch": torch.__version__,
-            "ways": ways, "growth": rows, "agree": agree}  # fmt: skip
+            rows.append(
+                {
+                    "classes": number,
+                    "features": dim,
+                    "cpu_seconds": own,
+                    "expanded_megabytes": batch * number * dim * 4 / 2**20,
+                }
+            )
+    return {
+        "batch": batch,
+        "classes": classes,
+        "features": features,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "ways": ways,
+        "growth": rows,
+        "agree": agree,
+    }
 
 
 def table(result: dict) -> str:
     ways, course = result["ways"], result["ways"]["course"]
-    lines = [f"{result['batch']} images, {result['classes']:,} classes, {result['features']:,} features, forward, one "
-             "thread", f"{'':<10}{'CPU ms':>10}{'/ course':>10}{'peak MB':>10}"]  # fmt: skip
+    lines = [
+        f"{result['batch']} images, {result['classes']:,} classes, {result['features']:,} features, forward, one "
+        "thread",
+        f"{'':<10}{'CPU ms':>10}{'/ course':>10}{'peak MB':>10}",
+    ]
     for way, row in ways.items():
         peak = row.get("peak_megabytes")
         peak = "" if peak is None else f"{peak:.1f}" if peak >= 1 else "below 1"  # the system counts no finer
-        lines.append(f"{way:<10}{1000 * row['cpu_seconds']:>10.2f}{row['cpu_seconds'] / course['cpu_seconds']:>10.2f}"
-                     f"{peak:>10}")  # fmt: skip
+        lines.append(
+            f"{way:<10}{1000 * row['cpu_seconds']:>10.2f}{row['cpu_seconds'] / course['cpu_seconds']:>10.2f}{peak:>10}"
+        )
     shared = ways["read"]["cpu_seconds"]
     alone = [ways[way]["cpu_seconds"] - shared for way in ("expanded", "course")]
-    lines.append(f"without the read that all share: expanded {1000 * alone[0]:.2f} ms, course "
-                 f"{1000 * alone[1]:.2f} ms, ratio {alone[0] / alone[1]:.1f}")  # fmt: skip
+    lines.append(
+        f"without the read that all share: expanded {1000 * alone[0]:.2f} ms, course "
+        f"{1000 * alone[1]:.2f} ms, ratio {alone[0] / alone[1]:.1f}"
+    )
     lines.append(f"distances and reads {'agree' if result['agree'] else 'DIFFER'}")
-    lines += ["", "the form of the course, and how large the expanded tensor would be",
-              f"{'classes':>8}{'features':>10}{'CPU ms':>10}{'us / class':>12}{'expanded MB':>13}"]  # fmt: skip
+    lines += [
+        "",
+        "the form of the course, and how large the expanded tensor would be",
+        f"{'classes':>8}{'features':>10}{'CPU ms':>10}{'us / class':>12}{'expanded MB':>13}",
+    ]
     for row in result["growth"]:
         each = 1e6 * row["cpu_seconds"] / row["classes"]
-        lines.append(f"{row['classes']:>8,}{row['features']:>10,}{1000 * row['cpu_seconds']:>10.2f}{each:>12.2f}"
-                     f"{row['expanded_megabytes']:>13,.0f}")  # fmt: skip
+        lines.append(
+            f"{row['classes']:>8,}{row['features']:>10,}{1000 * row['cpu_seconds']:>10.2f}{each:>12.2f}"
+            f"{row['expanded_megabytes']:>13,.0f}"
+        )
     return "\n".join(lines)
 
 
@@ -158,8 +189,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--growth-features", type=int, default=2048)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    result = measure(options.batch, options.classes, options.features, options.repeats, tuple(options.growth),
-                     options.growth_features)  # fmt: skip
+    result = measure(
+        options.batch,
+        options.classes,
+        options.features,
+        options.repeats,
+        tuple(options.growth),
+        options.growth_features,
+    )
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

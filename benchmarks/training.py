@@ -27,8 +27,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from course_utils.data import LabeledImages, english_letter_counts, load_images, long_tailed
-from course_utils.experiments import mean_and_spread, run_grid
-from course_utils.metrics import balanced_accuracy
+from course_utils.experiments.grid import run_grid
+from course_utils.metrics import balanced_accuracy, mean_and_spread
 from course_utils.networks import SmallCNN
 from course_utils.training import cosine_schedule, fit, predict
 
@@ -129,13 +129,22 @@ def measure(epochs: int = 20, max_count: int = 500, seeds: int = 4, test_per_cla
         }
 
     return {
-        "images": len(train), "epochs": epochs, "batch_size": BATCH, "seeds": seeds, "torch": torch.__version__,
-        "cores": os.cpu_count(), "load_before_and_after": load,
-        "course": summary(alone, grid_seconds, 1) | {"same_alone_and_in_the_grid": all(
-            a["accuracy"] == b["accuracy"] for a, b in zip(alone, together, strict=True))},
-        "common": summary(common, [sum(r["seconds"] for r in common)], threads) | {
-            "workers": workers, "trial_seconds": {str(k): v for k, v in trials.items()}},
-    }  # fmt: skip
+        "images": len(train),
+        "epochs": epochs,
+        "batch_size": BATCH,
+        "seeds": seeds,
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "load_before_and_after": load,
+        "course": summary(alone, grid_seconds, 1)
+        | {
+            "same_alone_and_in_the_grid": all(
+                a["accuracy"] == b["accuracy"] for a, b in zip(alone, together, strict=True)
+            )
+        },
+        "common": summary(common, [sum(r["seconds"] for r in common)], threads)
+        | {"workers": workers, "trial_seconds": {str(k): v for k, v in trials.items()}},
+    }
 
 
 def table(result: dict) -> str:

@@ -1,3 +1,29 @@
-"""Companion package of the course on long-tailed data. Import from its files: `from course_utils.data import ...`."""
+"""Companion package of the course on long-tailed data: the methods as the notebooks teach them, tested.
+
+Import a name from the file that defines it: `from course_utils.losses import LDAMLoss`. In reading order:
+
+    data                  LabeledImages in memory, class counts and long-tail profiles, splits, load_images()
+    metrics               accuracy by class and group, calibration, open set, forgetting, intervals over seeds
+    networks              backbones that end in features: MLP, SmallCNN, ResNet32
+    training              fit(), the one training loop; batches, augmentation, learning rates; predict, features
+    losses                class weights, focal, LDAM, DRW; distillation and LUCIR's terms
+    sampling              the four samplers, deferred re-sampling
+    heads                 the classifier: cosine, more rows for new classes, surgery on row norms
+    decoupling            NCM, cRT, LWS, tau-normalization: a new classifier on features that stay
+    incremental_methods   LUCIR, iCaRL, BiC and WA as small choices (Arm), and the loss of a phase
+    incremental           classes that arrive in phases: exemplars, herding, run_incremental()
+    openworld             OLTR: memory, attention, centroid loss; known against unknown
+    methods               every method for one long-tailed training set, under one budget
+
+and behind them the machinery:
+
+    files                 how the pictures of each data set are read from disk
+    runtime               start(): device, precision, seed, threads; files written whole; checkpoints
+    experiments/          grids, studies, reports, the command line, clusters
+    classroom/            figures, sliders, exercises and their checks, running notebooks
+
+A file imports only from files further down this order: runtime, metrics, files, data, networks, sampling, losses,
+heads, training, then the methods. Nothing above imports from the two folders, and classroom not from experiments.
+"""
 
 __version__ = "0.1.0"

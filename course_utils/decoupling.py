@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batches import Augmentation, random_shift
 from .data import LabeledImages
 from .heads import _positive_norms
 from .networks import ImageClassifier, device_of
 from .sampling import ClassBalancedSampler, EpochSampler
-from .training import SGD, cosine_schedule, fit
+from .training import SGD, Augmentation, cosine_schedule, fit, random_shift
 
 # ---- tau-normalization: nothing is trained ---------------------------------------------------------------------------
 
@@ -232,9 +231,7 @@ def train_head(
     return losses
 
 
-def retrain_classifier(
-    features: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0, **settings
-) -> nn.Linear:
+def retrain_classifier(features: Tensor, labels: Tensor, num_classes: int, *, seed: int = 0, **settings) -> nn.Linear:
     """cRT, classifier re-training on cached features: a new linear head, trained with class-balanced sampling.
 
     Kang et al. 2020, section 4. Args: as `NearestClassMean` and, as keywords, `train_head()`. Returns the head, on

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arms import ARMS as ARMS
-from .arms import Arm, BiasCorrection, PhaseObjective, clip_weights
-from .batches import Augmentation, random_shift
 from .data import LabeledImages, class_counts
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
+from .incremental_methods import Arm, BiasCorrection, PhaseObjective, clip_weights
 from .losses import less_forget_loss
 from .metrics import balanced_accuracy, error_blocks, per_class_accuracy
 from .networks import MLP, ImageClassifier
-from .training import evaluating, extract_features, fit
+from .training import Augmentation, evaluating, extract_features, fit, random_shift
 
 
 @dataclass
@@ -95,9 +93,18 @@ def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: 
 # ---- phases ----------------------------------------------------------------------------------------------------------
 
 
-def train_base(head: str, train: LabeledImages, *, network: Callable[..., ImageClassifier] = MLP, epochs: int = 8,
-               batch_size: int = 128, lr: float = 0.05, augment: Augmentation | None = random_shift, scale: float = 5.0,
-               seed: int = 0) -> ImageClassifier:  # fmt: skip
+def train_base(
+    head: str,
+    train: LabeledImages,
+    *,
+    network: Callable[..., ImageClassifier] = MLP,
+    epochs: int = 8,
+    batch_size: int = 128,
+    lr: float = 0.05,
+    augment: Augmentation | None = random_shift,
+    scale: float = 5.0,
+    seed: int = 0,
+) -> ImageClassifier:
     """The model of phase 0: cross-entropy on the first classes. One for each kind of head serves all arms.
 
     Under a cosine head an MLP or SmallCNN loses its last ReLU, as in LUCIR, so that cosines fill -1 to 1; a ResNet32
@@ -217,8 +224,17 @@ def run_incremental(
     return IncrementalResult(rows, by_phase, all_predictions, model, order)
 
 
-def _learn_phase(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, train: LabeledImages, new: Tensor,
-                 memory: list[Tensor], num_new: int, correction, options: dict):  # fmt: skip
+def _learn_phase(
+    arm: Arm,
+    model: ImageClassifier,
+    teacher: ImageClassifier,
+    train: LabeledImages,
+    new: Tensor,
+    memory: list[Tensor],
+    num_new: int,
+    correction,
+    options: dict,
+):
     """Train `model` in place; returns BiC's correction, or None."""
     num_old = len(memory)
     with _drawing(options["seed"] * 1_000_003 + num_old, train.images):
@@ -261,8 +277,15 @@ def _grow(arm: Arm, model: ImageClassifier, new: LabeledImages, num_new: int) ->
     model.num_classes += num_new
 
 
-def _fine_tune(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, balanced: LabeledImages, num_old: int,
-               num_new: int, options: dict) -> None:  # fmt: skip
+def _fine_tune(
+    arm: Arm,
+    model: ImageClassifier,
+    teacher: ImageClassifier,
+    balanced: LabeledImages,
+    num_old: int,
+    num_new: int,
+    options: dict,
+) -> None:
     """Class-balanced fine-tuning: all rows and biases, a tenth of the learning rate; backbone and scale stand still."""
     trained = {p: p.requires_grad for p in model.parameters()}
     model.requires_grad_(False)
@@ -274,8 +297,17 @@ def _fine_tune(arm: Arm, model: ImageClassifier, teacher: ImageClassifier, balan
         parameter.requires_grad_(value)
 
 
-def _measure(model: ImageClassifier, teacher: ImageClassifier | None, train: LabeledImages, test: LabeledImages,
-             memory: list[Tensor], old: int, seen: int, correction, oracle: bool) -> tuple[dict, Tensor]:  # fmt: skip
+def _measure(
+    model: ImageClassifier,
+    teacher: ImageClassifier | None,
+    train: LabeledImages,
+    test: LabeledImages,
+    memory: list[Tensor],
+    old: int,
+    seen: int,
+    correction,
+    oracle: bool,
+) -> tuple[dict, Tensor]:
     test = test.subset((test.labels < seen).nonzero()[:, 0])
     features = extract_features(model, test)
     with evaluating(model):
@@ -286,8 +318,10 @@ def _measure(model: ImageClassifier, teacher: ImageClassifier | None, train: Lab
         means = nearest_mean(features, extract_features(model, images), images.labels, seen)
         return balanced_accuracy(means, test.labels, seen)
 
-    row = {"accuracy": balanced_accuracy(predictions, test.labels, seen),
-           "accuracy_nme": accuracy(train.subset(torch.cat(memory)))}  # fmt: skip
+    row = {
+        "accuracy": balanced_accuracy(predictions, test.labels, seen),
+        "accuracy_nme": accuracy(train.subset(torch.cat(memory))),
+    }
     if oracle:
         row["accuracy_ncm"] = accuracy(train.subset((train.labels < seen).nonzero()[:, 0]))
     if teacher is not None:
@@ -316,4 +350,3 @@ def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
         raise ValueError(f"num_old: got {num_old}; allowed: 1 to {cosines.shape[1] - 1}")
     old = labels < num_old
     return cosines[old].gather(1, labels[old, None])[:, 0] - cosines[old, num_old:].amax(1)
-

@@ -8,11 +8,13 @@ multiplying all weights by one number changes nothing there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .sampling import switch_epoch
 
 
 def _counts(class_counts: Tensor | Sequence[int]) -> Tensor:
@@ -88,9 +90,7 @@ class FocalLoss(nn.Module):
         return _weighted_mean(miss**self.gamma * negative_log, labels, self.weight)
 
 
-def ldam_margins(
-    class_counts: Tensor | Sequence[int], max_margin: float = 0.5, *, exponent: float = 0.25
-) -> Tensor:
+def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, *, exponent: float = 0.25) -> Tensor:
     """m_j = max_margin * (n_min / n_j)^exponent: float32 (C,), the rarest class gets `max_margin`.
 
     Cao et al. 2019, section 3.1, with exponent = 1/4; their constant C is max_margin * n_min^(1/4). exponent = 0 is the
@@ -309,3 +309,52 @@ def _old_columns(name: str, values: Tensor, old_values: Tensor) -> Tensor:
             "allowed: as many rows, at least as many columns"
         )
     return values[:, : old_values.shape[1]]
+
+
+# ---- re-weighting that starts late -----------------------------------------------------------------------------------
+
+
+def drw_weights(
+    epoch: int, epochs: int, class_counts: Tensor | Sequence[int], *, at: float = 0.8, beta: float = 0.9999
+) -> Tensor:
+    """Deferred re-weighting (DRW): (C,) ones before the switch, `effective_number_weights` from there on.
+
+    Cao et al. 2019, algorithm 1, has 1 / n_j in the second phase. Their released code has effective numbers with
+    beta = 0.9999, as here, which for counts of at most some thousands is nearly the same.
+    """
+    return effective_number_weights(class_counts, beta if epoch >= switch_epoch(epochs, at) else 0.0)
+
+
+class DeferredReweighting:
+    """A loss whose class weights are `drw_weights`, epoch by epoch: DRW for any loss that takes `weight=`.
+
+        fit(..., loss=DeferredReweighting(nn.CrossEntropyLoss, counts, epochs=20))
+        fit(..., loss=DeferredReweighting(partial(LDAMLoss, counts), counts, epochs=20))
+
+    Args:
+        make_loss: function (weight=(C,) tensor) -> a loss, an `nn.Module`. Called once an epoch.
+        class_counts: n_j. epochs: of the whole training, the same as in `fit()`.
+        at: when the weights come on, as a share of training. beta: of the effective numbers.
+
+    `fit()` calls `set_epoch()`.
+    """
+
+    def __init__(
+        self,
+        make_loss: Callable[..., nn.Module],
+        class_counts: Tensor | Sequence[int],
+        epochs: int,
+        *,
+        at: float = 0.8,
+        beta: float = 0.9999,
+    ):
+        self.make_loss, self.class_counts, self.epochs, self.at, self.beta = make_loss, class_counts, epochs, at, beta
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        weight = drw_weights(epoch, self.epochs, self.class_counts, at=self.at, beta=self.beta)
+        self.loss = self.make_loss(weight=weight)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self.loss = self.loss.to(logits.device)
+        return self.loss(logits, labels)

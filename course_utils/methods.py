@@ -14,34 +14,244 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .data import LabeledImages
-from .heads import CosineClassifier
-from .losses import FocalLoss, effective_number_weights, inverse_frequency_weights
-from .recipes import (
-    Cached,
-    Finished,
-    Setting,
-    Stage,
-    crt,
-    deferred,
-    ldam,
-    logit_adjustment,
-    lws,
-    nearest_class_mean,
-    oltr,
-    recipe,
-    tau_normalization,
-    unit_cosine,
+from .decoupling import (
+    LearnableWeightScaling,
+    NearestClassMean,
+    retrain_classifier,
+    tau_normalize,
+    tau_sweep,
+    train_head,
 )
+from .heads import CosineClassifier
+from .losses import DeferredReweighting, FocalLoss, LDAMLoss, effective_number_weights, inverse_frequency_weights
+from .metrics import balanced_accuracy
+from .networks import ImageClassifier, SmallCNN
+from .openworld import second_stage
 from .sampling import ClassBalancedSampler, ProgressivelyBalancedSampler, SquareRootSampler
-from .training import evaluating, extract_features, predict
+from .training import Augmentation, cosine_schedule, evaluating, extract_features, fit, predict, random_shift
+
+TAUS = tuple(t / 10 for t in range(21))
+HEAD_EPOCHS = (5, 10, 20)
+LDAM_SCALE = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all methods of a comparison have in common: the data, the network and the budget.
+
+    Args:
+        train: every class at least once. validation: for choices; methods that choose nothing do without.
+        network: function (number of classes) -> an `ImageClassifier`, such as `SmallCNN`. `seed` draws the weights.
+        epochs, batch_size, lr, momentum, weight_decay, augment, schedule, precision, progress: as in `training.fit()`.
+        defer_at: when deferred re-weighting starts, as a share of training. Give the schedule the same moment.
+        seed: of the first weights, the order and the augmentation.
+        checkpoint: beginning of the names of the files that a training keeps while it runs, or None.
+    """
+
+    train: LabeledImages
+    validation: LabeledImages | None = None
+    network: Callable[[int], ImageClassifier] = SmallCNN
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: Augmentation | None = random_shift
+    schedule: Callable[[int, int], float] = cosine_schedule
+    defer_at: float = 0.8
+    precision: torch.dtype = torch.float32
+    seed: int = 0
+    checkpoint: str | Path | None = None
+    progress: bool = False
+
+    def __post_init__(self):
+        if not self.train.counts.all():
+            empty = self.train.class_names[int(self.train.counts.argmin())]
+            raise ValueError(f"train: class {empty!r} has no image; allowed: at least one of each class")
+        if self.validation is not None and self.validation.class_names != self.train.class_names:
+            raise ValueError("validation: has other classes than train; allowed: the same, in the same order")
+
+    @property
+    def counts(self) -> list[int]:
+        return self.train.counts.tolist()
+
+    def new_model(self, head: Callable[[int, int], nn.Module] | None = None) -> ImageClassifier:
+        """A network with weights that depend on `seed` alone, on the device of `train`; every head on one backbone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            model = self.network(self.train.num_classes)
+            if head is not None:
+                model.head = head(model.feature_dim, self.train.num_classes)
+        return model.to(self.train.labels.device)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model, the images that went forward and backward through its backbone, and the seconds that took.
+
+    feature_images: those that went forward alone.
+    """
+
+    model: nn.Module
+    images: int
+    seconds: float
+    feature_images: int = 0
+
+
+def run_fit(setting: Setting, model: nn.Module, *, epochs: int | None = None, stage: int = 1, **options) -> Stage:
+    """`training.fit()` with everything a setting says; `options`: what the method adds (loss, sampler ...).
+
+    epochs: of this stage, by default all of the budget. stage: 1, 2 ...; each stage has a checkpoint of its own.
+    """
+    epochs = setting.epochs if epochs is None else epochs
+    history = fit(model, setting.train, epochs=epochs, **(_fit_options(setting, stage) | options))
+    a_pass = len(options.get("sampler") or setting.train)
+    return Stage(model, epochs * a_pass, sum(row["seconds"] for row in history))
+
+
+def _fit_options(setting: Setting, stage: int) -> dict[str, Any]:
+    names = "batch_size", "lr", "momentum", "weight_decay", "augment", "schedule", "precision", "seed", "progress"
+    checkpoint = None if setting.checkpoint is None else f"{setting.checkpoint}.{stage}.pt"
+    return {name: getattr(setting, name) for name in names} | {"checkpoint": checkpoint}
+
+
+def recipe(
+    *,
+    loss: Callable[[Setting], Callable] | None = None,
+    sampler: Callable[[Setting], Any] | None = None,
+    head: Callable[[int, int], nn.Module] | None = None,
+) -> Callable[[Setting], Stage]:
+    """One stage of `fit()`: a method is a loss, a sampler or a head."""
+
+    def train(setting: Setting) -> Stage:
+        options = {"loss": loss(setting) if loss else None, "sampler": sampler(setting) if sampler else None}
+        done = run_fit(setting, setting.new_model(head), **options)
+        if head is unit_cosine:
+            with torch.no_grad():
+                done.model.head.scale.fill_(LDAM_SCALE)  # softmax means something only with the scale of the loss
+        return done
+
+    return train
+
+
+def oltr(setting: Setting) -> Stage:
+    """Both stages of OLTR with all its parts, half of the budget each."""
+    if setting.epochs < 2:
+        raise ValueError(f"epochs: got {setting.epochs}; allowed: at least 2, one for each stage of OLTR")
+    first = run_fit(setting, setting.new_model(), epochs=setting.epochs // 2)
+    started, rest = time.perf_counter(), setting.epochs - setting.epochs // 2
+    model = second_stage(first.model, setting.train, epochs=rest, **_fit_options(setting, 2))
+    seconds = first.seconds + time.perf_counter() - started
+    return Stage(model, first.images + rest * len(setting.train), seconds, feature_images=len(setting.train))
+
+
+def unit_cosine(in_features: int, num_classes: int) -> CosineClassifier:
+    """Plain cosines, which LDAM wants."""
+    return CosineClassifier(in_features, num_classes, scale=1.0, learn_scale=False)
+
+
+def ldam(setting: Setting, weight: Tensor | None = None) -> LDAMLoss:
+    return LDAMLoss(setting.counts, scale=LDAM_SCALE, weight=weight)
+
+
+def deferred(setting: Setting, make_loss: Callable) -> DeferredReweighting:
+    return DeferredReweighting(make_loss, setting.counts, setting.epochs, at=setting.defer_at)
+
+
+# ---- methods on the features of a trained network --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A trained network and its features of the training and the validation images."""
+
+    model: ImageClassifier
+    train: LabeledImages
+    validation: LabeledImages | None
+    features: Tensor
+    validation_features: Tensor | None
+    seed: int
+
+    def best(self, heads: Mapping[Any, nn.Module]) -> Any:
+        """The key of the head with the highest balanced accuracy on validation images; the first of equal ones."""
+        with torch.no_grad():
+            said = {key: head(self.validation_features).argmax(1) for key, head in heads.items()}
+        return self.best_said(said)
+
+    def best_said(self, said: Mapping[Any, Tensor]) -> Any:
+        """The same for predictions (N,) on the validation images."""
+        labels, classes = self.validation.labels, self.validation.num_classes
+        return max(said, key=lambda key: balanced_accuracy(said[key], labels, classes))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A new head, what was chosen on validation images, and from how many features heads have learned."""
+
+    head: nn.Module
+    chosen: dict[str, Any] = field(default_factory=dict)
+    head_images: int = 0
+
+
+def tau_normalization(cached: Cached) -> Finished:
+    weight = cached.model.head.weight.detach()
+    said = tau_sweep(cached.validation_features, weight, TAUS)
+    tau = cached.best_said(dict(zip(TAUS, said, strict=True)))
+    return Finished(linear(tau_normalize(weight, tau)), {"tau": tau})
+
+
+def nearest_class_mean(cached: Cached) -> Finished:
+    classes = cached.train.num_classes
+    make = partial(NearestClassMean, cached.features, cached.train.labels, classes)
+    heads = {treatment: make(treatment) for treatment in NearestClassMean.TREATMENTS}
+    chosen = cached.best(heads)
+    return Finished(heads[chosen], {"treatment": chosen})
+
+
+def crt(cached: Cached) -> Finished:
+    data = cached.features, cached.train.labels
+    heads = {n: retrain_classifier(*data, cached.train.num_classes, epochs=n, seed=cached.seed) for n in HEAD_EPOCHS}
+    return _with_epochs(cached, heads)
+
+
+def lws(cached: Cached) -> Finished:
+    old, heads = cached.model.head, {}
+    for epochs in HEAD_EPOCHS:
+        heads[epochs] = LearnableWeightScaling(old.weight, old.bias)
+        train_head(heads[epochs], cached.features, cached.train.labels, epochs=epochs, seed=cached.seed)
+    return _with_epochs(cached, heads)
+
+
+def _with_epochs(cached: Cached, heads: Mapping[int, nn.Module]) -> Finished:
+    chosen = cached.best(heads)
+    return Finished(heads[chosen], {"epochs": chosen}, sum(heads) * len(cached.train))
+
+
+def logit_adjustment(cached: Cached) -> Finished:
+    """z_j - log(n_j / N): Menon et al. 2021, equation 9 with tau = 1."""
+    old, counts = cached.model.head, cached.train.counts
+    return Finished(linear(old.weight.detach(), old.bias.detach() - (counts / counts.sum()).log()))
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if bias is not None:
+            head.bias.copy_(bias)
+    return head
+
+
+# ---- the methods -----------------------------------------------------------------------------------------------------
 
 NEEDS = {
     "counts": "knows how many training images each class has, or draws them by class",
@@ -73,38 +283,76 @@ class Method:
 _TRAINS = ("counts", "training")
 METHODS: dict[str, Method] = {
     "cross-entropy": Method("the baseline: every image counts the same", "01", train=recipe()),
-    "square-root sampling": Method("classes drawn with p_j ~ sqrt(n_j)", "04", _TRAINS,
-        recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed))),
-    "class-balanced sampling": Method("every class drawn equally often", "04", _TRAINS,
-        recipe(sampler=lambda s: ClassBalancedSampler(s.train.labels, seed=s.seed))),
-    "progressive sampling": Method("from every image equally often to every class equally often", "04", _TRAINS,
-        recipe(sampler=lambda s: ProgressivelyBalancedSampler(s.train.labels, epochs=s.epochs, seed=s.seed))),
-    "re-weighting": Method("loss times 1 / n_j from the start", "05", _TRAINS,
-        recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weights(s.counts)))),
-    "class-balanced loss": Method("loss divided by the effective number of images, beta 0.99", "05", _TRAINS,
-        recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99)))),
-    "focal loss": Method("images that are right already count less, gamma 2", "05", ("training",),
-        recipe(loss=lambda s: FocalLoss(2.0))),
-    "cosine classifier": Method("logits are cosines times a learned scale", "02", ("training",),
-        recipe(head=CosineClassifier)),
-    "LDAM": Method("a margin for each class, wider for rare ones", "05", _TRAINS,
-        recipe(loss=ldam, head=unit_cosine)),
-    "CE + DRW": Method("cross-entropy, re-weighted late in training", "05", _TRAINS,
-        recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss))),
-    "LDAM + DRW": Method("LDAM, re-weighted late in training", "05", _TRAINS,
-        recipe(loss=lambda s: deferred(s, partial(ldam, s)), head=unit_cosine)),
-    "OLTR memory": Method("two stages; centroids, attention and distance beside the features", "06",
-        (*_TRAINS, "memory"), oltr),
-    "tau-normalization": Method("rows divided by their norm to the power tau", "04", ("validation",),
-        finish=tau_normalization),
-    "NCM": Method("the class whose mean feature is nearest", "04", ("features", "validation"),
-        finish=nearest_class_mean, probabilities=False),
-    "cRT": Method("a new classifier, learned from class-balanced features", "04", ("counts", "features", "validation"),
-        finish=crt),
+    "square-root sampling": Method(
+        "classes drawn with p_j ~ sqrt(n_j)",
+        "04",
+        _TRAINS,
+        recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed)),
+    ),
+    "class-balanced sampling": Method(
+        "every class drawn equally often",
+        "04",
+        _TRAINS,
+        recipe(sampler=lambda s: ClassBalancedSampler(s.train.labels, seed=s.seed)),
+    ),
+    "progressive sampling": Method(
+        "from every image equally often to every class equally often",
+        "04",
+        _TRAINS,
+        recipe(sampler=lambda s: ProgressivelyBalancedSampler(s.train.labels, epochs=s.epochs, seed=s.seed)),
+    ),
+    "re-weighting": Method(
+        "loss times 1 / n_j from the start",
+        "05",
+        _TRAINS,
+        recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weights(s.counts))),
+    ),
+    "class-balanced loss": Method(
+        "loss divided by the effective number of images, beta 0.99",
+        "05",
+        _TRAINS,
+        recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99))),
+    ),
+    "focal loss": Method(
+        "images that are right already count less, gamma 2", "05", ("training",), recipe(loss=lambda s: FocalLoss(2.0))
+    ),
+    "cosine classifier": Method(
+        "logits are cosines times a learned scale", "02", ("training",), recipe(head=CosineClassifier)
+    ),
+    "LDAM": Method("a margin for each class, wider for rare ones", "05", _TRAINS, recipe(loss=ldam, head=unit_cosine)),
+    "CE + DRW": Method(
+        "cross-entropy, re-weighted late in training",
+        "05",
+        _TRAINS,
+        recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss)),
+    ),
+    "LDAM + DRW": Method(
+        "LDAM, re-weighted late in training",
+        "05",
+        _TRAINS,
+        recipe(loss=lambda s: deferred(s, partial(ldam, s)), head=unit_cosine),
+    ),
+    "OLTR memory": Method(
+        "two stages; centroids, attention and distance beside the features", "06", (*_TRAINS, "memory"), oltr
+    ),
+    "tau-normalization": Method(
+        "rows divided by their norm to the power tau", "04", ("validation",), finish=tau_normalization
+    ),
+    "NCM": Method(
+        "the class whose mean feature is nearest",
+        "04",
+        ("features", "validation"),
+        finish=nearest_class_mean,
+        probabilities=False,
+    ),
+    "cRT": Method(
+        "a new classifier, learned from class-balanced features", "04", ("counts", "features", "validation"), finish=crt
+    ),
     "LWS": Method("one learned factor for each class's logit", "04", ("counts", "features", "validation"), finish=lws),
-    "logit adjustment": Method("log of the class's share taken off its logit", "05", ("counts",),
-        finish=logit_adjustment),
-}  # fmt: skip
+    "logit adjustment": Method(
+        "log of the class's share taken off its logit", "05", ("counts",), finish=logit_adjustment
+    ),
+}
 
 
 def trainings_of(names: Iterable[str]) -> dict[str, list[str]]:
@@ -177,8 +425,12 @@ def train_methods(
     done = {}
     for training, members in groups.items():
         stage = METHODS[training].train(setting)
-        cost = {"backbone_images": stage.images, "feature_images": stage.feature_images,
-                "head_images": 0, "seconds": stage.seconds}  # fmt: skip
+        cost = {
+            "backbone_images": stage.images,
+            "feature_images": stage.feature_images,
+            "head_images": 0,
+            "seconds": stage.seconds,
+        }
         if training in members:
             done[training] = Trained(training, stage.model, {}, cost)
         later = [name for name in members if name != training]

@@ -6,7 +6,7 @@ Predictions and labels are int64 (N,) tensors on one device. An average over not
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -219,3 +219,39 @@ def _check_pair(predictions: Tensor, labels: Tensor) -> None:
             f"predictions: got shape {tuple(predictions.shape)} beside labels of shape {tuple(labels.shape)}; "
             "allowed: one prediction for each label, both of shape (N,)"
         )
+
+
+# ---- over seeds ------------------------------------------------------------------------------------------------------
+
+
+def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (divided by n - 1; NaN for one seed)."""
+    values = list(values)
+    if not values:
+        raise ValueError("values: got none; allowed: at least one")
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def paired_differences(first: Mapping[int, Mapping], second: Mapping[int, Mapping], group: str = "all") -> list[float]:
+    """first - second for every seed that both have, in points (0 to 100)."""
+    return [100 * (first[s]["groups"][group] - second[s]["groups"][group]) for s in first if s in second]
+
+
+def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values`; NaN for fewer than two. Always the same random draws.
+
+    Raises:
+        ValueError: level outside 0 to 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level: got {level}; allowed: above 0 and below 1")
+    if len(values) < 2:
+        return math.nan, math.nan
+    values = torch.tensor(list(values), dtype=torch.float64)
+    chosen = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(values[chosen].mean(1), ends).tolist()
+    return low, high

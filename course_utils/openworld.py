@@ -16,16 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import ModulatedAttention as ModulatedAttention
-from .attention import with_attention
-from .batches import to_float
 from .data import LabeledImages, class_counts
+from .metrics import open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
 from .networks import ImageClassifier
-from .openset import accepting_threshold as accepting_threshold
-from .openset import open_world_scores as open_world_scores
-from .openset import reject as reject
 from .sampling import ClassBalancedSampler, EpochSampler
-from .training import extract_features, fit
+from .training import evaluating, extract_features, fit, to_float
 
 
 def class_centroids(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -116,9 +111,17 @@ class MetaEmbeddingClassifier(nn.Module):
     image right on a centroid gives numbers, not NaN; no gradient runs through a distance of 0.
     """
 
-    def __init__(self, centroids: Tensor, classifier: nn.Linear | None = None, *, reach: float = 10.0,
-                 scale: float = 16.0, use_memory: bool = True, use_selector: bool = True,
-                 use_reachability: bool = True):  # fmt: skip
+    def __init__(
+        self,
+        centroids: Tensor,
+        classifier: nn.Linear | None = None,
+        *,
+        reach: float = 10.0,
+        scale: float = 16.0,
+        use_memory: bool = True,
+        use_selector: bool = True,
+        use_reachability: bool = True,
+    ):
         super().__init__()
         if centroids.ndim != 2 or not centroids.isfinite().all():
             raise ValueError(f"centroids: got shape {tuple(centroids.shape)}; allowed: finite numbers (K, D)")
@@ -276,9 +279,12 @@ def second_stage(
             centroids = class_centroids(features, train.labels, train.num_classes)
             nearest = nearest_distance(features, centroids)
             model.head = MetaEmbeddingClassifier(
-                centroids, model.head, scale=scale, reach=(nearest.mean() / features.norm(dim=1).mean()).item(),
+                centroids,
+                model.head,
+                scale=scale,
+                reach=(nearest.mean() / features.norm(dim=1).mean()).item(),
                 **{f"use_{part}": part in parts for part in PARTS[:3]},
-            )  # fmt: skip
+            )
             if "attention" in parts:
                 model = with_attention(model, to_float(train.images[:1]))
             if "centroid loss" in parts:
@@ -288,3 +294,114 @@ def second_stage(
     sampler = ClassBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
     fit(model, train, epochs=epochs, sampler=sampler, objective=objective, groups=groups, seed=seed, **settings)
     return model
+
+
+class ModulatedAttention(nn.Module):
+    """Self-attention over the positions of a map, let through by a spatial gate: x + gate * attended(x).
+
+    Liu et al. 2019, section 3.3. With x of shape (B, channels, height, width) and P = height * width positions:
+    attended = out(A g(x)), A = softmax over the P keys of theta(x)^T phi(x), not divided by a square root; gate =
+    softmax over the P positions of a linear layer on the whole map, the same for every channel. theta, phi and g are
+    1 x 1 convolutions, so one linear layer applied at every position.
+
+    The layer starts as the identity: `out` starts at 0. The map size is fixed when the layer is made.
+
+    Differs from the released code, which is written for 7 x 7 maps, and whose identity start is lost because the
+    network around it draws all convolutions anew.
+    """
+
+    def __init__(self, channels: int, height: int, width: int):
+        super().__init__()
+        if min(channels, height, width) < 1:
+            raise ValueError(f"channels, height, width: got {channels}, {height}, {width}; allowed: at least 1")
+        self.shape = (channels, height, width)
+        self.inner = max(1, channels // 2)
+        self.theta_phi_g = nn.Linear(channels, 3 * self.inner)
+        self.out = nn.Linear(self.inner, channels, bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.spatial = nn.Linear(height * width * channels, height * width)  # reads position after position
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """(B, channels, height, width) to (B, P, channels): no copy if x is channels-last."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x: got shape {tuple(x.shape)}; allowed: (B, {', '.join(map(str, self.shape))})")
+        return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, height, width), sums to 1 over the positions: where the attended map is let through."""
+        return self.spatial(self._positions(x).flatten(1)).softmax(1).view(-1, *self.shape[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta, phi, g = self.theta_phi_g(self._positions(x)).split(self.inner, dim=2)  # each (B, P, inner)
+        affinity = (theta @ phi.transpose(1, 2)).softmax(2)  # (B, P, P), rows sum to 1
+        attended = self.out(affinity @ g).unflatten(1, self.shape[1:]).permute(0, 3, 1, 2)
+        return x + self.gate(x)[:, None] * attended
+
+
+def with_attention(model: ImageClassifier, images: Tensor) -> ImageClassifier:
+    """A copy of `model` with a `ModulatedAttention` before the mean over the map; it still gives the same features.
+
+    images: (B, channels, H, W) floats; their size says how large the map is. The layer is `copy.backbone[-2]`.
+
+    Raises:
+        ValueError: a network that has no map before its last layer.
+    """
+    model = copy.deepcopy(model)
+    layers = list(model.backbone)
+    with evaluating(model):
+        map_shape = nn.Sequential(*layers[:-1])(images[:1]).shape[1:]
+    if len(map_shape) != 3:
+        raise ValueError(f"model: its last layer but one gives {tuple(map_shape)}; allowed: a map, then its mean")
+    model.backbone = nn.Sequential(*layers[:-1], ModulatedAttention(*map_shape).to(images.device), layers[-1])
+    return model
+
+
+# ---- known and unknown at once: scores and thresholds ----------------------------------------------------------------
+
+
+OPEN = -1
+
+
+def open_world_scores(probabilities: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> dict[str, float]:
+    """Closed accuracy by group, and known against open by confidence, without a threshold; all 0 to 1.
+
+    probabilities: (N, C). labels: int64 (N,), -1 for open images. class_counts: (C,) training images.
+
+    Returns:
+        "many", "medium", "few", "all": of the known images alone, as `metrics.shot_accuracy()`. "AUROC", "FPR95": of
+        the largest probability, as `metrics.open_set_auroc()` and `open_set_fpr()`; NaN without both kinds.
+    """
+    confidence, predictions = probabilities.max(1)
+    known = labels != OPEN
+    accuracy = per_class_accuracy(predictions[known], labels[known], probabilities.shape[1])
+    return shot_accuracy(accuracy, class_counts) | {
+        "AUROC": open_set_auroc(confidence, ~known),
+        "FPR95": open_set_fpr(confidence, ~known),
+    }
+
+
+def reject(probabilities: Tensor, threshold: float) -> Tensor:
+    """The most probable class, or -1 ("open") where its probability is below the threshold: (N, C) to int64 (N,).
+
+    threshold: 0 to 1. The comparison is strict, as in the released code, so 0 rejects nothing. The paper's is 0.1.
+    """
+    if probabilities.ndim != 2 or not probabilities.shape[1]:
+        raise ValueError(f"probabilities: got shape {tuple(probabilities.shape)}; allowed: (N, C)")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold}; allowed: 0 to 1")
+    confidence, predictions = probabilities.max(1)
+    if confidence.isnan().any():
+        raise ValueError("probabilities: got NaN; allowed: 0 to 1")
+    return torch.where(confidence < threshold, OPEN, predictions)
+
+
+def accepting_threshold(confidence: Tensor, share: float = 0.95) -> float:
+    """The threshold that accepts at least `share` of these images: the choice on known validation images.
+
+    confidence: (N,), 0 to 1. It needs no open image, and nobody has those before they come.
+    """
+    if confidence.ndim != 1 or not len(confidence):
+        raise ValueError(f"confidence: got shape {tuple(confidence.shape)}; allowed: (N,) with N of at least 1")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: got {share}; allowed: above 0, at most 1")
+    return confidence.sort(descending=True).values[math.ceil(round(share * len(confidence), 6)) - 1].item()

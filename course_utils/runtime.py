@@ -70,9 +70,7 @@ def choose_device(device: str | None = None) -> tuple[torch.device, torch.dtype]
     return torch.device(device), torch.bfloat16 if half else torch.float32
 
 
-def start(
-    notebook: str | None = None, *, seed: int = 0, device: str | None = None, profile: str | None = None
-) -> Run:
+def start(notebook: str | None = None, *, seed: int = 0, device: str | None = None, profile: str | None = None) -> Run:
     """Choose the device, seed Python, NumPy and torch, set the threads, and print one line that says so.
 
     Args:

@@ -232,3 +232,34 @@ class ProgressivelyBalancedSampler(EpochSampler):
     def probabilities(self) -> Tensor:
         balanced, instance = class_probabilities(self.counts, 0), class_probabilities(self.counts, 1)
         return (1 - self.share) * instance + self.share * balanced
+
+
+def switch_epoch(epochs: int, at: float = 0.8) -> int:
+    """The first epoch of the second phase: at * epochs, rounded. 160 of 200; at = 1 means never."""
+    if not 0 <= at <= 1:
+        raise ValueError(f"at: got {at}; allowed: 0 to 1, a share of training")
+    return round(at * epochs)
+
+
+class DeferredResampler(EpochSampler):
+    """Deferred re-sampling (DRS): every image once in an epoch before the switch, class-balanced from there on."""
+
+    def __init__(self, labels: Tensor, epochs: int, *, at: float = 0.8, num_samples: int | None = None, seed: int = 0):
+        super().__init__(labels, num_samples=num_samples, seed=seed)
+        self.switch = switch_epoch(epochs, at)
+        self.before = InstanceBalancedSampler(labels, num_samples=num_samples, seed=seed)
+        self.after = ClassBalancedSampler(labels, num_samples=num_samples, seed=seed)
+
+    def _now(self) -> EpochSampler:
+        return self.after if self.epoch >= self.switch else self.before
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.before.set_epoch(epoch)
+        self.after.set_epoch(epoch)
+
+    def indices(self) -> Tensor:
+        return self._now().indices()
+
+    def probabilities(self) -> Tensor:
+        return self._now().probabilities()

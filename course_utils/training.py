@@ -13,18 +13,124 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Sampler
 
-from .batches import Augmentation, Batches, random_shift, to_float
 from .data import LabeledImages
 from .networks import device_of
 from .runtime import progress_bar, write_atomically
-from .sampling import EpochSampler, InstanceBalancedSampler
-from .schedules import constant_schedule as constant_schedule
-from .schedules import cosine_schedule as cosine_schedule
+from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
 
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 History = list[dict[str, float]]
 Groups = Mapping[str, Mapping[str, float]]
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+# ---- batches cut out of one tensor -----------------------------------------------------------------------------------
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 to float32 -1 .. 1, channels-last in memory, as the networks of the course are."""
+    order = torch.channels_last if images.ndim == 4 else torch.preserve_format
+    return images.to(torch.float32, memory_format=order).mul_(2 / 255).sub_(1)
+
+
+def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) -> Tensor:
+    """Shift every image by up to `pixels` in each direction, on its own; what comes in at the border is 0.
+
+    images: (B, channels, H, W) on any device. The generator is a CPU generator, so that a seed gives the same shifts
+    on every device.
+    """
+    batch, _, height, width = images.shape
+    padded = F.pad(images, (pixels,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, channels, 2p+1, 2p+1, H, W)
+    dy, dx = torch.randint(2 * pixels + 1, (2, batch), generator=generator).to(images.device, non_blocking=True)
+    return windows[torch.arange(batch, device=images.device), :, dy, dx]
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror half of the images left to right. Not for letters."""
+    flip = torch.rand(len(images), generator=generator).to(images.device, non_blocking=True) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+class Batches:
+    """Iterate over (float images, labels), already on the dataset's device.
+
+    Args:
+        dataset: on the device where training happens.
+        batch_size: B; the last batch of an epoch may be smaller.
+        sampler: which images an epoch shows, in which order; by default all, in their order.
+        augment: function (uint8 images, generator) -> uint8 images.
+        generator: CPU generator for `augment`.
+    """
+
+    def __init__(
+        self,
+        dataset: LabeledImages,
+        batch_size: int,
+        *,
+        sampler: Sampler | None = None,
+        augment: Augmentation | None = None,
+        generator: torch.Generator | None = None,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}; allowed: at least 1")
+        self.dataset, self.batch_size, self.sampler, self.augment = dataset, batch_size, sampler, augment
+        self.generator = generator or torch.Generator()
+
+    def __len__(self) -> int:
+        size = len(self.dataset) if self.sampler is None else len(self.sampler)
+        return -(-size // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((images, labels) for images, labels, _ in self.with_indices())
+
+    def with_indices(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(float images, labels, their places in the dataset), for what is stored beside the images."""
+        data = self.dataset
+        if self.sampler is None:
+            order = torch.arange(len(data))
+        else:  # the samplers of this course give the whole epoch at once; any other one is asked index by index
+            whole = getattr(self.sampler, "indices", None)
+            order = whole() if callable(whole) else torch.tensor(list(self.sampler))
+        for part in order.to(data.labels.device).split(self.batch_size):
+            images = data.images[part]
+            if self.augment is not None:
+                images = self.augment(images, self.generator)
+            yield to_float(images), data.labels[part], part
+
+
+# ---- schedules: pure functions of (epoch, epochs), epochs counted from 0 ---------------------------------------------
+
+
+def cosine_schedule(epoch: int, epochs: int) -> float:
+    """Factor of the learning rate in `epoch` (0-based) of `epochs`: 1 at the start, close to 0 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def constant_schedule(epoch: int, epochs: int) -> float:
+    """Factor 1 in every epoch."""
+    return 1.0
+
+
+def step_schedule(epoch: int, epochs: int, *, at: float = 0.8, factor: float = 0.01, warmup: float = 0.025) -> float:
+    """Linear warm-up, then 1, then `factor` from `at` on, then factor^2 half-way between `at` and the end.
+
+    With the defaults and 200 epochs, the schedule of the released LDAM code: 0.2, 0.4 ... 1 in the first five epochs,
+    0.01 from epoch 160 and 0.0001 from epoch 180. at = 1 never drops.
+    """
+    if not 0 < factor <= 1:
+        raise ValueError(f"factor: got {factor}; allowed: above 0, at most 1")
+    rising = switch_epoch(epochs, warmup)
+    if epoch < rising:
+        return (epoch + 1) / rising
+    drops = switch_epoch(epochs, at), switch_epoch(epochs, (1 + at) / 2)
+    return factor ** sum(epoch >= drop for drop in drops)
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
 
 
 class SGD:
@@ -136,10 +242,20 @@ def fit(
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
     _check_groups(groups or {}, model)
     optimizer = SGD(model, momentum, weight_decay, groups)
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "momentum": momentum, "seed": seed,
-                "weight_decay": weight_decay, "precision": str(precision), "counts": train.counts.tolist(),
-                "sampler": _name(sampler), "loss": name, "augment": _name(augment),
-                "schedule": _name(schedule)}  # fmt: skip
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": momentum,
+        "seed": seed,
+        "weight_decay": weight_decay,
+        "precision": str(precision),
+        "counts": train.counts.tolist(),
+        "sampler": _name(sampler),
+        "loss": name,
+        "augment": _name(augment),
+        "schedule": _name(schedule),
+    }
     if groups:
         settings["groups"] = {name: dict(own) for name, own in groups.items()}
     history: History = []
@@ -233,6 +349,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+# ---- reading a trained network ---------------------------------------------------------------------------------------
+
+
 def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     with evaluating(model):
         return torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
@@ -246,6 +365,9 @@ def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) 
 def extract_features(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
     """Features float32 (N, D) of all images, in evaluation mode, without augmentation."""
     return _over_batches(model.features, model, dataset.images, batch_size)
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def _save_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict, history: History) -> None:

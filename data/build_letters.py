@@ -30,9 +30,18 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 SPLIT_NAMES = ("train", "validation", "test")
 FAMILY_COLUMNS = (
-    "family", "designer", "package", "version", "licence", "cluster", "faces", "legibility", "cluster_legibility",
-    "decision", "split",
-)  # fmt: skip
+    "family",
+    "designer",
+    "package",
+    "version",
+    "licence",
+    "cluster",
+    "faces",
+    "legibility",
+    "cluster_legibility",
+    "decision",
+    "split",
+)
 FACE_COLUMNS = ("face", "family", "package", "path", "sha256")
 
 
@@ -181,17 +190,32 @@ def write_verdict(fonts, families, decision, names, cluster, by_family, by_clust
     for name, faces in families.items():
         i = index.get(name)
         known = i is not None
-        rows.append({
-            "family": name, "designer": faces[0].designer or "not named in the font", "package": faces[0].package,
-            "version": versions.get(faces[0].package, ""), "licence": faces[0].licence or "not identified",
-            "cluster": numbers.index(cluster[i]) if known else "", "faces": count[name],
-            "legibility": f"{by_family[i]:.3f}" if known else "",
-            "cluster_legibility": f"{by_cluster[cluster[i]]:.3f}" if known else "",
-            "decision": decision[name], "split": split[cluster[i]] if count[name] else "",
-        })  # fmt: skip
+        rows.append(
+            {
+                "family": name,
+                "designer": faces[0].designer or "not named in the font",
+                "package": faces[0].package,
+                "version": versions.get(faces[0].package, ""),
+                "licence": faces[0].licence or "not identified",
+                "cluster": numbers.index(cluster[i]) if known else "",
+                "faces": count[name],
+                "legibility": f"{by_family[i]:.3f}" if known else "",
+                "cluster_legibility": f"{by_cluster[cluster[i]]:.3f}" if known else "",
+                "decision": decision[name],
+                "split": split[cluster[i]] if count[name] else "",
+            }
+        )
     write_table(HERE / "families.csv", FAMILY_COLUMNS, rows)
-    lines = [{"face": face.name, "family": face.family, "package": face.package, "path": face.path,
-              "sha256": sha256(fonts / "tree" / face.package / face.path)} for face in kept]  # fmt: skip
+    lines = [
+        {
+            "face": face.name,
+            "family": face.family,
+            "package": face.package,
+            "path": face.path,
+            "sha256": sha256(fonts / "tree" / face.package / face.path),
+        }
+        for face in kept
+    ]
     lines.sort(key=lambda row: (row["family"].casefold(), row["family"], row["path"]))
     write_table(HERE / "faces.csv", FACE_COLUMNS, lines)
 
@@ -227,16 +251,18 @@ def build(fonts: Path, target: Path = HERE) -> Path:
     glyphs = [render_checked(fonts / "tree" / r["package"] / r["path"], r["sha256"]) for r in tqdm(rows, "build")]
     owner = [families[row["family"]] for row in rows]
     made_with = f"FreeType {features.version('freetype2')}"
-    content = save_arrays({
-        "glyphs": np.stack(glyphs),
-        "face_names": np.array([row["face"] for row in rows]),
-        "family": np.array([names.index(row["family"]) for row in rows], np.int16),
-        "cluster": np.array([int(row["cluster"]) for row in owner], np.int16),
-        "split": np.array([SPLIT_NAMES.index(row["split"]) for row in owner], np.uint8),
-        "family_names": np.array(names),
-        "characters": np.array(list(CHARACTERS)),
-        "made_with": np.array(made_with),
-    })  # fmt: skip
+    content = save_arrays(
+        {
+            "glyphs": np.stack(glyphs),
+            "face_names": np.array([row["face"] for row in rows]),
+            "family": np.array([names.index(row["family"]) for row in rows], np.int16),
+            "cluster": np.array([int(row["cluster"]) for row in owner], np.int16),
+            "split": np.array([SPLIT_NAMES.index(row["split"]) for row in owner], np.uint8),
+            "family_names": np.array(names),
+            "characters": np.array(list(CHARACTERS)),
+            "made_with": np.array(made_with),
+        }
+    )
     write_atomically(target / "letters.npz", content)
     digest = hashlib.sha256(content).hexdigest()
     write_atomically(target / "letters.sha256", f"{digest}  letters.npz\n".encode())

@@ -29,13 +29,22 @@ WEIGHT_WORDS = (
     "|ultrabold|black|heavy|ultra|italic|oblique|slanted|inclined"
 )
 KNOWN_DESIGNERS = {  # one spelling for foundries that write their own name in several ways
-    "brian kent": "Brian Kent (aenigma)", "harendal": "Hirwen Harendal", "arkandis": "Hirwen Harendal",
-    "dustin norlander": "Dustin Norlander", "matthiopoulos": "George Matthiopoulos (Greek Font Society)",
-    "bpg": "Besarion Gugushvili (BPG)", "danh hong": "Danh Hong", "impallari": "Pablo Impallari",
-    "steve matteson": "Steve Matteson (Ascender)", "ascender": "Steve Matteson (Ascender)", "monotype": "Monotype",
-    "urw": "URW++", "gust": "GUST (Jackowski, Nowacki)",
-    "tex gyre": "GUST (Jackowski, Nowacki)", "jackowski": "GUST (Jackowski, Nowacki)",
-}  # fmt: skip
+    "brian kent": "Brian Kent (aenigma)",
+    "harendal": "Hirwen Harendal",
+    "arkandis": "Hirwen Harendal",
+    "dustin norlander": "Dustin Norlander",
+    "matthiopoulos": "George Matthiopoulos (Greek Font Society)",
+    "bpg": "Besarion Gugushvili (BPG)",
+    "danh hong": "Danh Hong",
+    "impallari": "Pablo Impallari",
+    "steve matteson": "Steve Matteson (Ascender)",
+    "ascender": "Steve Matteson (Ascender)",
+    "monotype": "Monotype",
+    "urw": "URW++",
+    "gust": "GUST (Jackowski, Nowacki)",
+    "tex gyre": "GUST (Jackowski, Nowacki)",
+    "jackowski": "GUST (Jackowski, Nowacki)",
+}
 FONT_SUFFIXES = {".sfd", ".ttf", ".otf", ".ufo", ".glyphs"}
 FONT_FOLDERS = {"sources", "source", "fonts", "ttf", "otf"}
 ITALIC_STYLE = re.compile(r"ital|obli|slant|inclin", re.I)
@@ -228,8 +237,18 @@ def read_face(root: Path, package: str, path: str, licences: Licences) -> Face |
     weight = 700 if re.search(r"\bbold", style, re.I) and weight < 500 else weight
     complete = all(ord(character) in cmap for character in CHARACTERS)
     family, style = (re.sub(r"\s+", " ", name).strip() for name in (family, style))
-    return Face(family, style, weight, width, bool(slant) or bool(ITALIC_STYLE.search(style)), designer,
-                licences.of(package, path, text), package, path, complete)  # fmt: skip
+    return Face(
+        family,
+        style,
+        weight,
+        width,
+        bool(slant) or bool(ITALIC_STYLE.search(style)),
+        designer,
+        licences.of(package, path, text),
+        package,
+        path,
+        complete,
+    )
 
 
 def scan(tree: Path, packages: list[str]) -> list[Face]:

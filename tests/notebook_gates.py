@@ -22,20 +22,34 @@ from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from PIL import Image
 
-from course_utils.build import ThisPython
-from course_utils.exercises import Todo, Wrong
-from course_utils.exercises.__main__ import exercises_of
+from course_utils.classroom.exercises import Todo, Wrong
+from course_utils.classroom.exercises.__main__ import exercises_of
+from course_utils.classroom.notebooks import ThisPython
 
 SECTIONS = (
-    "You will be able to", "Setup", "Warm-up by hand", "The naive way, measured", "Play", "Check yourself",
-    "In one breath", "Where it fails", "Where our code differs", "Next", "References",
-)  # fmt: skip
+    "You will be able to",
+    "Setup",
+    "Warm-up by hand",
+    "The naive way, measured",
+    "Play",
+    "Check yourself",
+    "In one breath",
+    "Where it fails",
+    "Where our code differs",
+    "Next",
+    "References",
+)
 BANNED_TAGS = {"raises-exception", "nbval-raises-exception", "nbval-skip", "skip-execution"}
 BANNED_IMPORTS = {
-    "ipywidgets": "sliders come from explore()", "warnings": "mend the cause of a warning",
-    "pip": "nothing is installed", "conda": "nothing is installed", "subprocess": "nothing else is started",
-    "urllib": "nothing is fetched", "requests": "nothing is fetched", "socket": "nothing is fetched",
-}  # fmt: skip
+    "ipywidgets": "sliders come from explore()",
+    "warnings": "mend the cause of a warning",
+    "pip": "nothing is installed",
+    "conda": "nothing is installed",
+    "subprocess": "nothing else is started",
+    "urllib": "nothing is fetched",
+    "requests": "nothing is fetched",
+    "socket": "nothing is fetched",
+}
 TRAINING = {"fit", "run_grid", "retrain_classifier", "run_incremental"}
 MACHINE_PATH = re.compile(r"(?:(?<![\w.])/(?:home|root|Users|usr|opt|var|tmp|mnt)/|\b[A-Za-z]:\\\w)")
 FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
@@ -269,7 +283,7 @@ def _exercises(nb, number, exercises):
         yield f"{len(found)} exercises, at least {1 if number == '00' else 3} are wanted"
     for n in sorted(found | set(exercises)):
         if n not in exercises:
-            yield f"exercise {n} is not in course_utils.exercises"
+            yield f"exercise {n} is not in course_utils.classroom.exercises"
             continue
         name = exercises[n].solution.__name__
         for kind, cell_type in (("exercise", "code"), ("check", "code"), ("solution", "markdown")):
@@ -349,6 +363,7 @@ def run(nb, folder, timeout=600):
 
 def problems_of_run(nb, exercises):
     """Complaints about a notebook after `run()`: a check without its tick, a widget whose positions were not drawn."""
+
     def said(cell):
         return "".join(output.get("text", "") for output in cell.outputs)
 
@@ -359,6 +374,7 @@ def problems_of_run(nb, exercises):
 
 def problems_of_exercise(number, exercise):
     """Complaints about an exercise: its check has to accept the solution, wave a stub on, and reject every mutant."""
+
     def stub(*_):
         raise Todo
 

@@ -20,7 +20,8 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from pretend_gpu import DEVICE, pretend_gpu
 
-from course_utils import runtime, studies, training
+from course_utils import runtime, training
+from course_utils.experiments import studies
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 whole_epoch = training._one_epoch

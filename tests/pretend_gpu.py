@@ -30,9 +30,15 @@ class OnGPU(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor, gpu: PretendGPU):
         return Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            layout=inner.layout, device=DEVICE, requires_grad=inner.requires_grad,
-        )  # fmt: skip
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=DEVICE,
+            requires_grad=inner.requires_grad,
+        )
 
     def __init__(self, inner: Tensor, gpu: PretendGPU):
         self.inner, self.gpu = inner, gpu

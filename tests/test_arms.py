@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from course_utils.arms import ARMS, Arm, BiasCorrection, PhaseObjective
-from course_utils.batches import to_float
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier, extended_linear
+from course_utils.incremental_methods import ARMS, Arm, BiasCorrection, PhaseObjective
 from course_utils.losses import (
     distillation_loss,
     inter_class_separation_loss,
@@ -19,7 +18,7 @@ from course_utils.losses import (
     score_distillation_loss,
 )
 from course_utils.networks import MLP
-from course_utils.training import fit
+from course_utils.training import fit, to_float
 
 OLD, NEW = 3, 2
 
@@ -176,8 +175,17 @@ def test_a_cached_teacher_trains_the_same_weights_and_is_not_asked_again(name, s
         objective = PhaseObjective(ARMS[name], teacher, OLD, NEW, images=DATA if cached else None)
         if cached:
             objective.teacher = None
-        history = fit(student, DATA, objective=objective, epochs=3, batch_size=16, lr=0.05, augment=None,
-                      seed=sampler_seed, progress=False)  # fmt: skip
+        history = fit(
+            student,
+            DATA,
+            objective=objective,
+            epochs=3,
+            batch_size=16,
+            lr=0.05,
+            augment=None,
+            seed=sampler_seed,
+            progress=False,
+        )
         results.append((student, history))
     (plain, losses), (fast, again) = results
     for a, b in zip(plain.parameters(), fast.parameters(), strict=True):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from course_utils.batches import Batches, random_flip, random_shift, to_float
 from course_utils.data import LabeledImages
 from course_utils.sampling import ClassBalancedSampler, InstanceBalancedSampler
+from course_utils.training import Batches, random_flip, random_shift, to_float
 
 
 def generator(seed=0):

@@ -18,8 +18,24 @@ def own_settings(monkeypatch):
 
 def test_the_training_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):
     file = tmp_path / "result.json"
-    assert main(["training", "--epochs", "1", "--max-count", "6", "--seeds", "2", "--test-per-class", "5",
-                 "--json", str(file)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "training",
+                "--epochs",
+                "1",
+                "--max-count",
+                "6",
+                "--seeds",
+                "2",
+                "--test-per-class",
+                "5",
+                "--json",
+                str(file),
+            ]
+        )
+        == 0
+    )
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert (result["epochs"], result["seeds"]) == (1, 2) and result["common"]["workers"] in (0, 2)
     assert 26 <= result["images"] < 100
@@ -31,8 +47,25 @@ def test_the_training_benchmark_runs_and_says_what_it_measured(tmp_path, capsys)
 
 def test_the_incremental_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     file = tmp_path / "result.json"
-    assert main(["incremental", "--sizes", "25x4", "60x8", "--epochs", "1", "--max-count", "8", "--repeats", "1",
-                 "--json", str(file)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "incremental",
+                "--sizes",
+                "25x4",
+                "60x8",
+                "--epochs",
+                "1",
+                "--max-count",
+                "8",
+                "--repeats",
+                "1",
+                "--json",
+                str(file),
+            ]
+        )
+        == 0
+    )
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert (result["epochs"], result["repeats"], result["exemplars"]) == (1, 1, 20)
     assert [(row["images"], row["dim"]) for row in result["herding"]] == [(25, 4), (60, 8)]
@@ -56,8 +89,29 @@ def test_the_losses_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
 
 def test_the_openworld_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     file = tmp_path / "result.json"
-    assert main(["openworld", "--batch", "30", "--classes", "40", "--features", "7", "--repeats", "2", "--growth", "20",
-                 "50", "--growth-features", "9", "--json", str(file)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "openworld",
+                "--batch",
+                "30",
+                "--classes",
+                "40",
+                "--features",
+                "7",
+                "--repeats",
+                "2",
+                "--growth",
+                "20",
+                "50",
+                "--growth-features",
+                "9",
+                "--json",
+                str(file),
+            ]
+        )
+        == 0
+    )
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert result["agree"] and "distances and reads agree" in printed
     assert set(result["ways"]) == {"course", "cdist", "expanded", "products", "read"}
@@ -68,8 +122,30 @@ def test_the_openworld_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
 
 def test_the_decoupling_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     file = tmp_path / "result.json"
-    assert main(["decoupling", "--images", "2600", "--classes", "40", "--sweep-images", "300", "--sweep-classes", "12",
-                 "--features", "8", "--values", "5", "--repetitions", "1", "--json", str(file)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "decoupling",
+                "--images",
+                "2600",
+                "--classes",
+                "40",
+                "--sweep-images",
+                "300",
+                "--sweep-classes",
+                "12",
+                "--features",
+                "8",
+                "--values",
+                "5",
+                "--repetitions",
+                "1",
+                "--json",
+                str(file),
+            ]
+        )
+        == 0
+    )
     result, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert (result["images"], result["classes"], result["features"]) == (2600, 40, 8)
     assert list(result["rows"]) == ["class-balanced epoch", "square-root epoch", "5 values of tau"]

@@ -1,4 +1,4 @@
-"""course_utils/build.py on tiny notebooks: what is written, and when nothing is."""
+"""course_utils/classroom/notebooks.py on tiny notebooks: what is written, and when nothing is."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from course_utils import build
+from course_utils.classroom import notebooks as build
 
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.show()"
 SLIDER = "import ipywidgets\nipywidgets.IntSlider(3)"

@@ -286,11 +286,12 @@ raise SystemExit(7)
 """
 
 
-@pytest.mark.parametrize("command, module", [("test", "pytest.py"), ("run", "course_utils/build.py")])
+@pytest.mark.parametrize("command, module", [("test", "pytest.py"), ("run", "course_utils/classroom/notebooks.py")])
 def test_test_and_run_use_the_environment_and_pass_the_exit_code(course, tmp_path, command, module):
     folder = make_venv(tmp_path / "환경 v", course)
-    (course.ROOT / "course_utils").mkdir()
-    (course.ROOT / "course_utils" / "__init__.py").touch()
+    for package in ("course_utils", "course_utils/classroom"):
+        (course.ROOT / package).mkdir()
+        (course.ROOT / package / "__init__.py").touch()
     (course.ROOT / module).write_text(REPORT, encoding="utf-8")
     done = call(course.ROOT, command, "-k", "a b", COURSE_VENV=str(folder))
     assert done.returncode == 7, done.stderr

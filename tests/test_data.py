@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from course_utils import sources
+from course_utils import files as sources
 from course_utils.data import (
     LabeledImages,
     class_counts,

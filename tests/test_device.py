@@ -12,11 +12,11 @@ import pytest
 import torch
 from pretend_gpu import DEVICE, OnGPU, pretend_gpu
 
-from course_utils.batches import random_flip
 from course_utils.data import LabeledImages, class_counts, long_tailed
 from course_utils.decoupling import retrain_end_to_end
 from course_utils.heads import equalize_norms, weight_align, with_norms
-from course_utils.incremental import ARMS, herding, nearest_mean, run_incremental, train_base
+from course_utils.incremental import herding, nearest_mean, run_incremental, train_base
+from course_utils.incremental_methods import ARMS
 from course_utils.losses import (
     FocalLoss,
     LDAMHingeLoss,
@@ -38,10 +38,9 @@ from course_utils.metrics import (
     shot_accuracy,
 )
 from course_utils.networks import MLP, ResNet32
-from course_utils.openset import accepting_threshold, open_world_scores, reject
-from course_utils.openworld import DiscriminativeCentroidLoss
+from course_utils.openworld import DiscriminativeCentroidLoss, accepting_threshold, open_world_scores, reject
 from course_utils.sampling import ClassBalancedSampler, class_probabilities
-from course_utils.training import SGD, extract_features, fit, predict
+from course_utils.training import SGD, extract_features, fit, predict, random_flip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,8 +83,14 @@ def test_what_waits_is_listed(gpu):
     numbers[[0, 2]] += weight.grad[[0, 2]]
     assert not gpu.waits
     assert numbers.cpu().tolist() == [0, 1, 4, 3]
-    for wait in (numbers.sum().item, numbers.tolist, numbers.cpu, numbers.nonzero, lambda: numbers[numbers > 1],
-                 lambda: bool(numbers[0] > 0)):  # fmt: skip
+    for wait in (
+        numbers.sum().item,
+        numbers.tolist,
+        numbers.cpu,
+        numbers.nonzero,
+        lambda: numbers[numbers > 1],
+        lambda: bool(numbers[0] > 0),
+    ):
         before = len(gpu.waits)
         wait()
         assert len(gpu.waits) == before + 1

@@ -10,11 +10,11 @@ import pytest
 import torch
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from course_utils import exercises
-from course_utils.exercises import Exercise, Todo, Wrong, __main__, check, expect_close, find
+from course_utils.classroom import exercises
+from course_utils.classroom.exercises import Exercise, Todo, Wrong, __main__, check, expect_close, find
 
 MODULES = sorted(path.stem for path in Path(exercises.__file__).parent.glob("nb[0-9][0-9].py"))
-ALL = {n: find(n) for name in MODULES for n in import_module(f"course_utils.exercises.{name}").EXERCISES}
+ALL = {n: find(n) for name in MODULES for n in import_module(f"course_utils.classroom.exercises.{name}").EXERCISES}
 MUTANTS = [
     pytest.param(exercise, mutant, id=f"{number}-{k}-{mutant.__name__.strip('_')}")
     for number, exercise in ALL.items()
@@ -95,8 +95,22 @@ def test_a_forgotten_return_is_said_to_be_one(number, capsys):
     assert line.startswith(f"❌ Exercise {number}: ") and "None" in line and "stopped with" not in line
 
 
-ODD = [0, "text", [], {}, (1, 2), [None], {"many": 1}, {"many": None, "medium": None, "few": None}, float("nan"),
-       torch.ones(0), torch.ones(2, 2), object(), [[1], [2, 3]], lambda: 0]  # fmt: skip
+ODD = [
+    0,
+    "text",
+    [],
+    {},
+    (1, 2),
+    [None],
+    {"many": 1},
+    {"many": None, "medium": None, "few": None},
+    float("nan"),
+    torch.ones(0),
+    torch.ones(2, 2),
+    object(),
+    [[1], [2, 3]],
+    lambda: 0,
+]
 
 
 @pytest.mark.parametrize("answer", ODD, ids=lambda value: repr(value)[:20])
@@ -109,10 +123,16 @@ def test_an_odd_answer_gets_one_line_and_no_stack(number, answer, capsys):
 
 @pytest.mark.parametrize(
     "error",
-    [ZeroDivisionError("division by zero"), KeyError("few"), RuntimeError("first line\nsecond line"), RecursionError(),
-     AssertionError("mine"), StopIteration()],
+    [
+        ZeroDivisionError("division by zero"),
+        KeyError("few"),
+        RuntimeError("first line\nsecond line"),
+        RecursionError(),
+        AssertionError("mine"),
+        StopIteration(),
+    ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_a_crash_in_the_readers_function_is_one_line(error, capsys):
     def crashes(*_arguments):
         raise error
@@ -153,9 +173,15 @@ NAN = float("nan")
 
 @pytest.mark.parametrize(
     ("got", "want"),
-    [(1.00001, 1), ([1, 2], (1, 2)), (torch.tensor([1.0, NAN]), [1, NAN]), (NAN, NAN), (torch.tensor(3), 3.0),
-     (torch.tensor([2.0], requires_grad=True), [2])],
-)  # fmt: skip
+    [
+        (1.00001, 1),
+        ([1, 2], (1, 2)),
+        (torch.tensor([1.0, NAN]), [1, NAN]),
+        (NAN, NAN),
+        (torch.tensor(3), 3.0),
+        (torch.tensor([2.0], requires_grad=True), [2]),
+    ],
+)
 def test_what_is_close_is_accepted(got, want):
     expect_close(got, want, "here")
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils.experiments import mean_and_spread, run_grid
+from course_utils.experiments.grid import run_grid
+from course_utils.metrics import mean_and_spread
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = pytest.mark.parametrize("jobs", [1, 2])
@@ -249,7 +250,7 @@ def test_an_error_comes_through_and_finished_cells_stay(tmp_path, jobs):
 
 KILLED = """
 import sys, time
-from course_utils.experiments import run_grid
+from course_utils.experiments.grid import run_grid
 
 def cell(a, b):
     time.sleep(0.5)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from course_utils import studies
-from course_utils.__main__ import main, methods, seeds
 from course_utils.data import LabeledImages, set_aside
+from course_utils.experiments import studies
+from course_utils.experiments.command import main, methods, seeds
+from course_utils.experiments.runs import changed
+from course_utils.experiments.studies import AUGMENTATIONS, NETWORKS, STUDIES, load_splits, run_cell
 from course_utils.methods import METHODS
-from course_utils.runs import changed
-from course_utils.studies import AUGMENTATIONS, NETWORKS, STUDIES, load_splits, run_cell
 
 FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
 
@@ -61,12 +61,16 @@ def fake(per_class, num_classes, size=4):
 def test_counts_of_cifar_are_the_published_ones_but_for_the_images_that_choose(name, total, counts, monkeypatch):
     study = STUDIES[name]
     classes = len(counts) if name == "cifar10-lt" else 100
-    monkeypatch.setattr(studies, "_read", lambda source, split, size, skip: (
-        fake(50_000 // classes if split == "train" else 20, classes), ()))  # fmt: skip
+    monkeypatch.setattr(
+        studies,
+        "_read",
+        lambda source, split, size, skip: (fake(50_000 // classes if split == "train" else 20, classes), ()),
+    )
     train, validation, test, note = load_splits(study.settings(), 0)
     left = 50_000 // classes - study.validation
     assert {j: n for j, n in enumerate(train.counts.tolist()) if j in counts} == {
-        j: min(n, left) for j, n in counts.items()}  # fmt: skip
+        j: min(n, left) for j, n in counts.items()
+    }
     assert len(train) == total - study.validation  # class 0 alone has fewer
     assert validation.counts.tolist() == [study.validation] * classes and len(test) == 20 * classes
     assert note == study.data
@@ -112,15 +116,35 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "shapes"
     for label, count in enumerate(FOLDER_COUNTS):
         for number in range(count):
-            picture(root / f"class {label}" / f"{number:03d}.{'png' if number % 3 else 'jpg'}", label, number,
-                    grey=number % 2 == 0)  # fmt: skip
+            picture(
+                root / f"class {label}" / f"{number:03d}.{'png' if number % 3 else 'jpg'}",
+                label,
+                number,
+                grey=number % 2 == 0,
+            )
     return root
 
 
 def test_any_folder_works_without_a_setting(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["experiments", "run", str(folder), "--epochs", "2", "--seeds", "1", "--jobs", "1",
-                 "--methods", "cross-entropy, LDAM + DRW, cRT, tau-normalization"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "experiments",
+                "run",
+                str(folder),
+                "--epochs",
+                "2",
+                "--seeds",
+                "1",
+                "--jobs",
+                "1",
+                "--methods",
+                "cross-entropy, LDAM + DRW, cRT, tau-normalization",
+            ]
+        )
+        == 0
+    )
     assert "2 trainings are in runs" in capsys.readouterr().out
     assert main(["experiments", "report", "shapes"]) == 0
     text = capsys.readouterr().out
@@ -150,8 +174,21 @@ def test_a_broken_file_is_named_and_left_out_only_when_asked(tmp_path, capsys):
         for number in range(8):
             picture(tmp_path / "data" / f"class {label}" / f"{number}.png", label, number, grey=False)
     (tmp_path / "data" / "class 1" / "broken.png").write_bytes(b"no image")
-    command = ["experiments", "run", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--epochs", "1",
-               "--seeds", "1", "--methods", "cross-entropy", "--jobs", "1"]  # fmt: skip
+    command = [
+        "experiments",
+        "run",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "out"),
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--methods",
+        "cross-entropy",
+        "--jobs",
+        "1",
+    ]
     assert main(command) == 2
     assert "broken.png is not a readable image" in capsys.readouterr().err
     with warnings.catch_warnings():
@@ -169,8 +206,9 @@ def test_a_jpeg_copy_of_cifar_says_so_wherever_it_is_reported(tmp_path):
                 picture(tmp_path / "copy" / split / f"class {label}" / f"{number}.jpg", label, number, grey=False)
     study = changed(STUDIES["cifar10-lt"], epochs=1, max_count=8, ratio=4, validation=2, size=8, network="MLP")
     cell = run_cell(study.settings(), "cross-entropy", ["cross-entropy"], 0, source=str(tmp_path / "copy"))
-    assert cell["data"]["note"] == ("JPEG re-encoding of cifar10, from an image folder (240 jpg); "
-                                    "not the published pixels")  # fmt: skip
+    assert cell["data"]["note"] == (
+        "JPEG re-encoding of cifar10, from an image folder (240 jpg); not the published pixels"
+    )
     assert cell["data"]["counts"][0] == 8 and cell["data"]["counts"][-1] == 2
 
 
@@ -214,8 +252,9 @@ def test_an_error_is_one_line_and_exit_code_2(arguments, message, tmp_path, monk
     assert message in output.err
 
 
-@pytest.mark.parametrize("arguments", [["run", "letters", "--seeds", "many"], ["run", "letters", "--seeds", "0"],
-                                       ["run"], ["start"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments", [["run", "letters", "--seeds", "many"], ["run", "letters", "--seeds", "0"], ["run"], ["start"]]
+)
 def test_a_wrong_command_ends_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["experiments", *arguments])
@@ -231,6 +270,6 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("course_utils.runs.run_study", interrupted)
+    monkeypatch.setattr("course_utils.experiments.runs.run_study", interrupted)
     assert main(["experiments", "run", "letters"]) == 130
     assert "the same command goes on" in capsys.readouterr().err

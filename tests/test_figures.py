@@ -12,8 +12,8 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from course_utils import figures
-from course_utils.figures import (
+from course_utils.classroom import figures
+from course_utils.classroom.figures import (
     GROUP_COLORS,
     GROUP_HATCHES,
     GROUP_MARKERS,
@@ -33,8 +33,8 @@ from course_utils.figures import (
     region_colors,
     show,
 )
+from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
-from course_utils.widgets import sweep
 
 COUNTS = [500, 100, 20, 19]
 
@@ -73,9 +73,15 @@ def test_group_points_show_every_seed_and_the_mean(axes):
     drawn = {(line.get_marker(), line.get_markersize(), tuple(np.round(line.get_xdata(), 6))) for line in axes.lines}
     many, few = GROUP_MARKERS["many"], GROUP_MARKERS["few"]
     assert drawn == {
-        (many, 4, (90, 70)), (many, 9, (80,)), (few, 4, (10, 30)), (few, 9, (20,)),
-        (many, 4, (90,)), (many, 9, (90,)), (few, 4, (10,)), (few, 9, (10,)),
-    }  # fmt: skip
+        (many, 4, (90, 70)),
+        (many, 9, (80,)),
+        (few, 4, (10, 30)),
+        (few, 9, (20,)),
+        (many, 4, (90,)),
+        (many, 9, (90,)),
+        (few, 4, (10,)),
+        (few, 9, (10,)),
+    }
     assert [text.get_text() for text in axes.get_yticklabels()] == ["plain", "balanced"]
     assert axes.yaxis_inverted(), "the first method stands on top"
     heights = [line.get_ydata()[0] for line in axes.lines]
@@ -174,8 +180,18 @@ def test_the_profile_picture_draws_at_every_position_and_counts_right():
     figure = matplotlib.figure.Figure()
     update = profile_picture(10, 5000, compare=[5, 4])(figure)
     sentence = update(profile="exponential", ratio=100)
-    assert [bar.get_height() for bar in figure.axes[0].patches[:10]] == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83,
-                                                                         50]  # fmt: skip
+    assert [bar.get_height() for bar in figure.axes[0].patches[:10]] == [
+        5000,
+        2997,
+        1796,
+        1077,
+        645,
+        387,
+        232,
+        139,
+        83,
+        50,
+    ]
     assert "12406 images" in sentence and "8 many, 2 medium, 0 few" in sentence
     assert sweep(profile_picture(10, 5000), profile=["exponential", "step"], ratio=[1, 10, 100], size=(8, 4)) == 6
 

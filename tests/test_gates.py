@@ -29,9 +29,9 @@ from notebook_gates import (
 )
 from PIL import Image
 
-from course_utils import build
-from course_utils.exercises import Exercise, Wrong
-from course_utils.exercises.__main__ import exercises_of, sync
+from course_utils.classroom import notebooks as build
+from course_utils.classroom.exercises import Exercise, Wrong
+from course_utils.classroom.exercises.__main__ import exercises_of, sync
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSON = "01_good"
@@ -41,11 +41,11 @@ FIRST = EXERCISES["1.1"].solution.__name__
 SETUP = """
 import torch
 from matplotlib.figure import Figure
-from course_utils import figures
-from course_utils.exercises import Todo, check
-from course_utils.experiments import run_grid
+from course_utils.classroom import figures
+from course_utils.classroom.exercises import Todo, check
+from course_utils.experiments.grid import run_grid
 from course_utils.runtime import start
-from course_utils.widgets import explore
+from course_utils.classroom.widgets import explore
 run = start("01")
 """
 PICTURE = """
@@ -148,6 +148,7 @@ DEFECTS = {}
 
 def defect(*complaints):
     """Register a function that spoils a notebook; "{still}" in a complaint stands for the place of that cell."""
+
     def register(spoil):
         DEFECTS[spoil.__name__] = (spoil, complaints)
         return spoil
@@ -157,6 +158,7 @@ def defect(*complaints):
 
 def replacing(cell, old, new, *complaints):
     """Register the defect that `old` reads `new` in a cell."""
+
     def spoil(c):
         assert old in c[cell].source
         c[cell].source = c[cell].source.replace(old, new, 1)
@@ -190,12 +192,22 @@ replacing("end", "## Where it fails", "### Where it fails", "no section 'Where i
 replacing("title", "## You will", "```\n## You will be able to\n```\n## You may", "no section 'You will be able to'")
 replacing("naive", "### Predict", "### Guess", "no heading that starts with 'Predict'")
 replacing("setup", '"01"', '"02"', 'the setup does not end in run = start("01")')
-replacing("setup", 'run = start("01")', 'run = start("01")\n1', 'the setup does not end in run = start("01")',
-          "the setup has 9 lines, at most 8 are wanted")  # fmt: skip
-tagging("setup", "setup", None,
-        "the first code cell is not tagged setup and nbval-ignore-output (it prints the device)")  # fmt: skip
-tagging("setup", "nbval-ignore-output", None,
-        "the first code cell is not tagged setup and nbval-ignore-output (it prints the device)")  # fmt: skip
+replacing(
+    "setup",
+    'run = start("01")',
+    'run = start("01")\n1',
+    'the setup does not end in run = start("01")',
+    "the setup has 9 lines, at most 8 are wanted",
+)
+tagging(
+    "setup", "setup", None, "the first code cell is not tagged setup and nbval-ignore-output (it prints the device)"
+)
+tagging(
+    "setup",
+    "nbval-ignore-output",
+    None,
+    "the first code cell is not tagged setup and nbval-ignore-output (it prints the device)",
+)
 replacing("free", "print", "\n" * 20 + "print", "cell {free}: 21 lines of code, at most 20 are wanted")
 for marker in ("raises-exception", "nbval-raises-exception", "nbval-skip", "skip-execution"):
     tagging("free", None, marker, f"cell {{free}} is marked {marker}")
@@ -204,8 +216,12 @@ for magic in ("%matplotlib inline", "# what is here\n!ls", "%pip install x", "pi
     replacing("free", "print", f"{magic}\nprint", "cell {free} is not plain Python: no magics, no shell commands")
 replacing("free", "print", "# https://example.org\nprint", "cell {free} has a URL")
 replacing("free", "print", "import warnings\nprint", "cell {free} imports warnings: mend the cause of a warning")
-replacing("free", "print", "from ipywidgets import Output\nprint",
-          "cell {free} imports ipywidgets: sliders come from explore()")  # fmt: skip
+replacing(
+    "free",
+    "print",
+    "from ipywidgets import Output\nprint",
+    "cell {free} imports ipywidgets: sliders come from explore()",
+)
 replacing("free", "print", "import urllib.request\nprint", "cell {free} imports urllib: nothing is fetched")
 for device in ("model.cuda()", "model.to('cuda')", "x = 'cuda:1'", "y = {'device': 'mps'}", "torch.device('cpu')"):
     replacing("free", "print", f"{device}\nprint", "cell {free} picks a device: take run.device")
@@ -223,17 +239,22 @@ tagging("grid", "nbval-ignore-output", None, "cell {grid} trains and is not tagg
 replacing("grid", "assert", "0,", "cell {grid} trains and nothing is asserted in or after it")
 replacing("grid", "range(3)", "range(2)", "no run_grid with seed=range(3) or more")
 replacing("grid", "range(3)", "[0]", "no run_grid with seed=range(3) or more")
-replacing("free", "print", "model.fit(3)\nassert model\nprint",
-          "cell {free} trains and is not tagged nbval-ignore-output")  # fmt: skip
-replacing("free", "print", "def train():\n    fit(3)\ntrain()\nassert train\nprint",
-          "cell {free} trains and is not tagged nbval-ignore-output")  # fmt: skip
+replacing(
+    "free", "print", "model.fit(3)\nassert model\nprint", "cell {free} trains and is not tagged nbval-ignore-output"
+)
+replacing(
+    "free",
+    "print",
+    "def train():\n    fit(3)\ntrain()\nassert train\nprint",
+    "cell {free} trains and is not tagged nbval-ignore-output",
+)
 replacing("exercise-1-1", "raise Todo", "return 0", f"exercise 1.1: no stub {FIRST}() that ends in raise Todo")
 replacing("exercise-1-1", f"def {FIRST}", "def other", f"exercise 1.1: no stub {FIRST}() that ends in raise Todo")
 replacing("check-1-1", FIRST, "abs", f'exercise 1.1: no check("1.1", {FIRST})')
 tagging("check-1-1", "check-1.1", None, "exercise 1.1: 0 code cells tagged check-1.1, 1 is wanted")
 tagging("free", None, "check-1.1", "exercise 1.1: 2 code cells tagged check-1.1, 1 is wanted")
 tagging("solution-1-1", "solution-1.1", None, "exercise 1.1: 0 markdown cells tagged solution-1.1, 1 is wanted")
-tagging("free", None, "exercise-1.99", "exercise 1.99 is not in course_utils.exercises")
+tagging("free", None, "exercise-1.99", "exercise 1.99 is not in course_utils.classroom.exercises")
 replacing("solution-1-1", "Hint 2", "Remark", "exercise 1.1: fewer than two hints")
 replacing("solution-1-1", "Think.", "", "exercise 1.1: fewer than two hints")
 replacing("solution-1-1", "Solution", "Secret", "exercise 1.1: no solution to unfold")
@@ -249,8 +270,12 @@ def something_before_the_title(c):
 
 @defect("section 'Next' stands before 'Where our code differs'")
 def swapped_sections(c):
-    c["end"].source = c["end"].source.replace("Next", "N").replace("Where our code differs", "Next").replace(
-        "## N\n", "## Where our code differs\n")  # fmt: skip
+    c["end"].source = (
+        c["end"]
+        .source.replace("Next", "N")
+        .replace("Where our code differs", "Next")
+        .replace("## N\n", "## Where our code differs\n")
+    )
 
 
 @defect("53 cells, 30 to 52 are wanted")
@@ -349,9 +374,14 @@ def stored_widget_state(c):
     c.nb.metadata.widgets = {}
 
 
-@defect("2 exercises, at least 3 are wanted", *(
-    f"exercise {n}: 0 {kind} cells tagged {tag}-{n}, 1 is wanted" for n in sorted(EXERCISES)[2:]
-    for tag, kind in (("exercise", "code"), ("check", "code"), ("solution", "markdown"))))  # fmt: skip
+@defect(
+    "2 exercises, at least 3 are wanted",
+    *(
+        f"exercise {n}: 0 {kind} cells tagged {tag}-{n}, 1 is wanted"
+        for n in sorted(EXERCISES)[2:]
+        for tag, kind in (("exercise", "code"), ("check", "code"), ("solution", "markdown"))
+    ),
+)
 def only_two_exercises(c):
     for cell in c.nb.cells:
         cell.metadata.tags = [t for t in cell.metadata.get("tags", []) if t.split("-")[-1] not in sorted(EXERCISES)[2:]]
@@ -485,8 +515,12 @@ SMALL = exercises_of(Path("00.ipynb"))
 def small_lesson(*more):
     name = SMALL["0.1"].solution.__name__
     stub = code("exercise", f"def {name}(counts):\n    raise Todo", "exercise-0.1")
-    return notebook(code("start", "from course_utils.exercises import Todo, check"), stub,
-                    code("check", f'check("0.1", {name})', "check-0.1"), *more)  # fmt: skip
+    return notebook(
+        code("start", "from course_utils.classroom.exercises import Todo, check"),
+        stub,
+        code("check", f'check("0.1", {name})', "check-0.1"),
+        *more,
+    )
 
 
 def with_solution(function):
@@ -519,7 +553,7 @@ def test_a_solution_of_another_name_is_refused():
 )
 def test_a_bad_widget_fails_the_run(tmp_path, old, new, error):
     assert old in PICTURE
-    widget = "from course_utils.widgets import explore\nexplore(picture, height=[1, 2, 3])"
+    widget = "from course_utils.classroom.widgets import explore\nexplore(picture, height=[1, 2, 3])"
     nb = notebook(code("picture", PICTURE.replace(old, new)), code("widget", widget, "widget"))
     with pytest.raises(CellExecutionError, match=error):
         run(nb, tmp_path)

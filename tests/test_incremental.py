@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_utils import incremental
-from course_utils.arms import ARMS, Arm, BiasCorrection, PhaseObjective
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier
 from course_utils.incremental import herding, nearest_mean, new_class_margins, run_incremental, train_base
+from course_utils.incremental_methods import ARMS, Arm, BiasCorrection, PhaseObjective
 from course_utils.metrics import average_incremental_accuracy, balanced_accuracy, error_blocks, forgetting
 from course_utils.networks import MLP, ResNet32, SmallCNN
 from course_utils.training import extract_features, predict
@@ -197,10 +197,14 @@ def test_margins_against_new_classes_agree_with_a_slow_reference():
 
 @pytest.mark.parametrize(
     ("network", "shortens"),
-    [(SMALL, True), (lambda n: SmallCNN(n, width=4), True), (lambda n: SmallCNN(n, width=4, feature_dim=5), False),
-     (lambda n: ResNet32(n, in_channels=1), False)],
+    [
+        (SMALL, True),
+        (lambda n: SmallCNN(n, width=4), True),
+        (lambda n: SmallCNN(n, width=4, feature_dim=5), False),
+        (lambda n: ResNet32(n, in_channels=1), False),
+    ],
     ids=["MLP", "SmallCNN", "SmallCNN with a linear layer", "ResNet32"],
-)  # fmt: skip
+)
 def test_a_cosine_head_takes_the_last_relu_away_and_a_linear_head_leaves_it(network, shortens):
     few = TRAIN.only("ab").subset(torch.arange(16))
     torch.manual_seed(0)
@@ -276,9 +280,10 @@ def test_exemplars_are_herded_once_with_the_features_of_their_own_phase(monkeypa
 def test_bic_holds_out_a_tenth_of_the_exemplars_and_as_many_new_images_and_never_trains_on_them(monkeypatch):
     fits, corrected = spy_on(monkeypatch, "fit"), []
     monkeypatch.setattr(
-        BiasCorrection, "fit",
+        BiasCorrection,
+        "fit",
         lambda self, logits, labels, fit=BiasCorrection.fit: corrected.append(labels) or fit(self, logits, labels),
-    )  # fmt: skip
+    )
     run("BiC", exemplars=20)
     assert [args[1].counts.tolist() for args, *_ in fits] == [[18, 18, 28, 28, 0, 0], [18] * 4 + [28] * 2]
     assert [labels.bincount().tolist() for labels in corrected] == [[2] * 4, [2] * 6]

@@ -178,9 +178,19 @@ def test_score_distillation_cannot_see_a_joint_rotation_and_less_forget_can(dim)
 
 @pytest.mark.parametrize(
     ("base", "num_old", "num_new", "want"),
-    [(5, 50, 10, 11.18), (5, 90, 10, 15.0), (5, 50, 5, 15.81), (5, 95, 5, 21.79), (5, 98, 2, 35.0),
-     (5, 4, 2, 7.07), (5, 6, 2, 8.66), (5, 8, 2, 10.0), (0, 8, 2, 0.0), (10, 7, 7, 10.0)],
-)  # fmt: skip
+    [
+        (5, 50, 10, 11.18),
+        (5, 90, 10, 15.0),
+        (5, 50, 5, 15.81),
+        (5, 95, 5, 21.79),
+        (5, 98, 2, 35.0),
+        (5, 4, 2, 7.07),
+        (5, 6, 2, 8.66),
+        (5, 8, 2, 10.0),
+        (0, 8, 2, 0.0),
+        (10, 7, 7, 10.0),
+    ],
+)
 def test_the_weight_of_less_forget_is_that_of_the_released_code(base, num_old, num_new, want):
     assert adaptive_less_forget_weight(base, num_old, num_new) == pytest.approx(want, abs=0.006)
 
@@ -430,8 +440,10 @@ def test_the_softmax_form_becomes_the_hinge_form_as_the_scale_grows():
 def test_a_margin_makes_the_network_go_on_where_cross_entropy_is_content():
     cosines, labels = 0.1 + 0.4 * torch.eye(4, dtype=torch.float64)[[0, 3]], torch.tensor([0, 3])
     cosines.requires_grad_()
-    gradients = [torch.autograd.grad(loss(cosines, labels), cosines)[0]
-                 for loss in (lambda c, y: F.cross_entropy(30 * c, y), LDAMLoss(COUNTS, 0.5))]  # fmt: skip
+    gradients = [
+        torch.autograd.grad(loss(cosines, labels), cosines)[0]
+        for loss in (lambda c, y: F.cross_entropy(30 * c, y), LDAMLoss(COUNTS, 0.5))
+    ]
     plain, ldam = ([g[0, 0].abs().item(), g[1, 3].abs().item()] for g in gradients)
     assert plain[0] == pytest.approx(plain[1]) and plain[0] < 1e-3
     assert ldam[1] > 10 and ldam[1] > 100 * ldam[0]  # the rare class alone

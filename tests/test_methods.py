@@ -5,13 +5,26 @@ import math
 import pytest
 import torch
 
-from course_utils import recipes
+from course_utils import methods as recipes
 from course_utils.data import LabeledImages
 from course_utils.decoupling import tau_normalize
-from course_utils.methods import METHODS, NEEDS, Method, all_logits, train_method, train_methods, trainings_of
+from course_utils.methods import (
+    LDAM_SCALE,
+    METHODS,
+    NEEDS,
+    Cached,
+    Method,
+    Setting,
+    Stage,
+    all_logits,
+    linear,
+    run_fit,
+    train_method,
+    train_methods,
+    trainings_of,
+)
 from course_utils.metrics import balanced_accuracy
 from course_utils.networks import SmallCNN
-from course_utils.recipes import LDAM_SCALE, Cached, Setting, Stage, linear, run_fit
 from course_utils.training import extract_features, predict
 
 COUNTS = (60, 25, 6)
@@ -132,7 +145,11 @@ def test_tau_is_chosen_on_validation_images(wanted):
 
 def test_what_was_chosen_is_kept(all_trained):
     assert {name: list(one.chosen) for name, one in all_trained.items() if one.chosen} == {
-        "tau-normalization": ["tau"], "NCM": ["treatment"], "cRT": ["epochs"], "LWS": ["epochs"]}  # fmt: skip
+        "tau-normalization": ["tau"],
+        "NCM": ["treatment"],
+        "cRT": ["epochs"],
+        "LWS": ["epochs"],
+    }
 
 
 def test_best_takes_the_first_of_equal_heads():
@@ -167,8 +184,9 @@ def test_seeds_differ_and_repeat_and_leave_torch_alone(all_trained):
 def test_all_methods_of_a_seed_start_with_one_backbone():
     setting = Setting(train=TRAIN, network=TinyNet, seed=3)
     first, second = setting.new_model(), setting.new_model(recipes.unit_cosine)
-    assert all(torch.equal(a, b) for a, b in zip(first.backbone.parameters(), second.backbone.parameters(),
-                                                 strict=True))  # fmt: skip
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.backbone.parameters(), second.backbone.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.train])

@@ -253,8 +253,9 @@ def test_error_blocks_of_all_right_and_of_all_called_new():
     assert error_blocks(torch.full((5,), 3), labels, 2) == new
 
 
-@pytest.mark.parametrize(("num_old", "nothing"), [(9, ("new_to_old", "new_to_new", "share_new")),
-                                                  (0, ("old_to_old", "old_to_new"))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num_old", "nothing"), [(9, ("new_to_old", "new_to_new", "share_new")), (0, ("old_to_old", "old_to_new"))]
+)
 def test_error_blocks_of_no_images_are_nan(num_old, nothing):
     blocks = error_blocks(torch.tensor([0, 3, 9]), torch.tensor([0, 1, 2]), num_old)
     assert {name for name, value in blocks.items() if math.isnan(value)} == set(nothing)
@@ -378,8 +379,9 @@ def test_auroc_is_1_if_known_is_always_surer_and_nan_with_one_kind_only():
 
 def slow_fpr(confidence, is_open, accepted):
     """The largest of all values as a threshold that accepts enough known images."""
-    known, unknown = ([c for c, o in zip(confidence.tolist(), is_open.tolist(), strict=True) if o == which]
-                      for which in (False, True))  # fmt: skip
+    known, unknown = (
+        [c for c, o in zip(confidence.tolist(), is_open.tolist(), strict=True) if o == which] for which in (False, True)
+    )
     for threshold in sorted(known, reverse=True):
         if sum(c >= threshold for c in known) >= accepted * len(known) - 1e-9:
             return sum(c >= threshold for c in unknown) / len(unknown)

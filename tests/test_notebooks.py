@@ -11,16 +11,16 @@ import pkgutil
 import pytest
 from notebook_gates import problems_of, problems_of_exercise, problems_of_run, read, run, solved
 
-import course_utils.exercises
-from course_utils.build import find_notebooks
-from course_utils.exercises.__main__ import exercises_of, sync
+from course_utils.classroom import exercises
+from course_utils.classroom.exercises.__main__ import exercises_of, sync
+from course_utils.classroom.notebooks import find_notebooks
 
 NOTEBOOKS = find_notebooks()
-MODULES = [module.name for module in pkgutil.iter_modules(course_utils.exercises.__path__) if module.name[0] != "_"]
+MODULES = [module.name for module in pkgutil.iter_modules(exercises.__path__) if module.name[0] != "_"]
 EXERCISES = {
     number: exercise
     for module in MODULES
-    for number, exercise in importlib.import_module(f"course_utils.exercises.{module}").EXERCISES.items()
+    for number, exercise in importlib.import_module(f"course_utils.classroom.exercises.{module}").EXERCISES.items()
 }
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -44,15 +44,15 @@ def test_structure(path, record_property):
 @every_notebook
 def test_solutions_to_unfold_are_those_of_the_package(path):
     stale = sync(copy.deepcopy(read(path)), exercises_of(path))
-    assert stale == [], "run: python -m course_utils.exercises"
+    assert stale == [], "run: python -m course_utils.classroom.exercises"
 
 
 @every_notebook
 def test_solved_and_every_slider_position_drawn(path, record_property):
-    exercises = exercises_of(path)
-    nb = solved(read(path), exercises)
+    own = exercises_of(path)
+    nb = solved(read(path), own)
     record_property(f"solved {path.stem}", run(nb, path.parent))
-    assert problems_of_run(nb, exercises) == []
+    assert problems_of_run(nb, own) == []
 
 
 @pytest.mark.parametrize("number", EXERCISES)

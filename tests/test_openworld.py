@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_utils import openworld
-from course_utils.batches import to_float
 from course_utils.data import LabeledImages
 from course_utils.metrics import open_set_auroc, open_set_f_measure, open_set_fpr, shot_accuracy
 from course_utils.networks import MLP, SmallCNN
@@ -29,7 +28,7 @@ from course_utils.openworld import (
     with_attention,
 )
 from course_utils.sampling import ClassBalancedSampler
-from course_utils.training import evaluating, fit, predict
+from course_utils.training import evaluating, fit, predict, to_float
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,8 +57,9 @@ def a_head(classes=5, width=7, *, seed=0, dtype=torch.float32, **options):
 def test_centroids_are_the_means_class_by_class(n, classes, width):
     features = some(n, width)
     labels = torch.cat([torch.arange(classes), some_labels(n - classes, classes)])
-    by_hand = torch.stack([torch.stack([f for f, y in zip(features, labels, strict=True) if y == j]).mean(0)
-                           for j in range(classes)])  # fmt: skip
+    by_hand = torch.stack(
+        [torch.stack([f for f, y in zip(features, labels, strict=True) if y == j]).mean(0) for j in range(classes)]
+    )
     centroids = class_centroids(features, labels, classes)
     assert torch.allclose(centroids, by_hand, atol=1e-6) and centroids.dtype == torch.float32
     assert class_centroids(features.double(), labels, classes).dtype == torch.float64
@@ -84,8 +84,12 @@ def test_wrong_features_or_labels_have_no_centroids(features, labels, classes, m
 
 
 def slow_distances(features, centroids):
-    return torch.stack([torch.stack([sum((a - b) ** 2 for a, b in zip(f, c, strict=True)).sqrt() for c in centroids])
-                        for f in features])  # fmt: skip
+    return torch.stack(
+        [
+            torch.stack([sum((a - b) ** 2 for a, b in zip(f, c, strict=True)).sqrt() for c in centroids])
+            for f in features
+        ]
+    )
 
 
 @pytest.mark.parametrize(("batch", "classes", "width"), [(9, 4, 5), (1, 3, 2), (30, 31, 3)])
@@ -167,8 +171,13 @@ def slow_logits(head, features):
     return torch.stack(rows)
 
 
-SWITCHES = [{}, {"use_memory": False}, {"use_selector": False}, {"use_reachability": False},
-            {"use_memory": False, "use_reachability": False}]  # fmt: skip
+SWITCHES = [
+    {},
+    {"use_memory": False},
+    {"use_selector": False},
+    {"use_reachability": False},
+    {"use_memory": False, "use_reachability": False},
+]
 
 
 @pytest.mark.parametrize(("batch", "classes", "width"), [(9, 5, 7), (40, 3, 11), (1, 2, 2), (30, 29, 4)])
@@ -366,8 +375,9 @@ class SlowAttention(nn.Module):
         return x + gate.view(-1, 1, self.height, self.width) * mask
 
 
-@pytest.mark.parametrize(("batch", "channels", "height", "width"), [(3, 8, 3, 5), (2, 7, 4, 4), (1, 1, 2, 3),
-                                                                    (4, 5, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "channels", "height", "width"), [(3, 8, 3, 5), (2, 7, 4, 4), (1, 1, 2, 3), (4, 5, 1, 1)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_attention_against_convolutions_and_loops(batch, channels, height, width, channels_last):
     torch.manual_seed(0)
@@ -479,8 +489,9 @@ def test_one_hinge_for_all_pairs_rests_when_classes_are_far_on_average_and_the_p
     """Two centroids on one spot, a third far away: the mean hides that the two are not told apart."""
     centroids = torch.tensor([[0.0, 0], [0.1, 0], [30, 0]]).requires_grad_()
     features, labels = torch.tensor([[0.0, 0], [0.1, 0]]), torch.tensor([0, 1])
-    single, pairwise = (DiscriminativeCentroidLoss(10.0, 1.0, p).halves(features, labels, centroids)[1]
-                        for p in (False, True))  # fmt: skip
+    single, pairwise = (
+        DiscriminativeCentroidLoss(10.0, 1.0, p).halves(features, labels, centroids)[1] for p in (False, True)
+    )
     assert single == 0 and pairwise > 2
     gradient = torch.autograd.grad(pairwise, centroids)[0]
     assert gradient[0, 0] > 0 > gradient[1, 0] and gradient[2].abs().max() == 0, "descent moves the two apart"
@@ -582,8 +593,16 @@ def test_the_parts_that_are_asked_for_are_there_and_no_others(stage_1):
 
 def test_the_fair_baseline_is_balanced_training_of_the_same_network(stage_1):
     model, by_hand = staged(stage_1, None, seed=3), copy.deepcopy(stage_1)
-    fit(by_hand, TRAIN, epochs=2, batch_size=16, lr=0.05, seed=3, sampler=ClassBalancedSampler(TRAIN.labels, seed=3),
-        progress=False)  # fmt: skip
+    fit(
+        by_hand,
+        TRAIN,
+        epochs=2,
+        batch_size=16,
+        lr=0.05,
+        seed=3,
+        sampler=ClassBalancedSampler(TRAIN.labels, seed=3),
+        progress=False,
+    )
     assert type(model.head) is nn.Linear
     for a, b, first in zip(*(m.state_dict().values() for m in (model, by_hand, stage_1)), strict=True):
         assert torch.equal(a, b) and not torch.equal(a.float(), first.float())
@@ -650,8 +669,15 @@ def test_the_memory_has_no_weight_decay(stage_1):
     start = staged(stage_1, ("memory",), epochs=1).head.memory
     assert torch.equal(model.head.memory, start)
     decayed = copy.deepcopy(model)
-    fit(decayed, TRAIN, epochs=1, batch_size=16, weight_decay=0.1, progress=False,
-        objective=CentroidObjective(DiscriminativeCentroidLoss(), 0.0))  # fmt: skip
+    fit(
+        decayed,
+        TRAIN,
+        epochs=1,
+        batch_size=16,
+        weight_decay=0.1,
+        progress=False,
+        objective=CentroidObjective(DiscriminativeCentroidLoss(), 0.0),
+    )
     assert decayed.head.memory.norm() < 0.99 * start.norm()
 
 

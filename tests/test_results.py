@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_utils.experiments import mean_and_spread
+from course_utils.experiments.reports import HOW_TO_READ, report_text
+from course_utils.experiments.runs import read_study
+from course_utils.experiments.studies import STUDIES, run_cell
 from course_utils.incremental import run_incremental
-from course_utils.reports import HOW_TO_READ, bootstrap_interval, report_text
-from course_utils.runs import read_study
-from course_utils.studies import STUDIES, run_cell
+from course_utils.metrics import bootstrap_interval, mean_and_spread
 
 RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
 

@@ -15,23 +15,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from course_utils import runs
-from course_utils.reports import (
-    best_on_validation,
-    bootstrap_interval,
-    paired_differences,
-    report_text,
-    rows_of,
-    write_report,
-)
-from course_utils.runs import changed, read_study, run_study
-from course_utils.studies import STUDIES, Study, load_splits
+from course_utils.experiments import runs
+from course_utils.experiments.reports import best_on_validation, report_text, rows_of, write_report
+from course_utils.experiments.runs import changed, read_study, run_study
+from course_utils.experiments.studies import STUDIES, Study, load_splits
+from course_utils.metrics import bootstrap_interval, paired_differences
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Study(
-    what="a test", max_count=100, network="MLP", epochs=12, seeds=(0, 1, 2), defer_at=0.5,
+    what="a test",
+    max_count=100,
+    network="MLP",
+    epochs=12,
+    seeds=(0, 1, 2),
+    defer_at=0.5,
     methods=("cross-entropy", "class-balanced sampling", "LDAM + DRW", "tau-normalization", "NCM"),
-)  # fmt: skip
+)
 REPORT = ("report.md", "accuracy.png", "differences.png")
 
 
@@ -95,8 +94,10 @@ def test_what_is_there_is_not_run_again_and_more_seeds_and_methods_only_add(whol
     asked, cells, missing = read_study(tmp_path)
     assert asked["methods"] == ["cross-entropy", "NCM"] and asked["seeds"] == [0, 1, 2]
     assert len(cells) == 1 and missing == ["cross-entropy, seed 0", "cross-entropy, seed 2"]
-    assert "**Incomplete**: 2 trainings are missing (cross-entropy, seed 0; cross-entropy, seed 2)." in report_of(
-        tmp_path)[0].decode()  # fmt: skip
+    assert (
+        "**Incomplete**: 2 trainings are missing (cross-entropy, seed 0; cross-entropy, seed 2)."
+        in report_of(tmp_path)[0].decode()
+    )
 
 
 def test_other_settings_in_the_same_folder_are_refused(whole):
@@ -120,7 +121,7 @@ import os, sys
 from dataclasses import replace
 import torch
 torch.set_num_threads(1)
-from course_utils.runs import run_study
+from course_utils.experiments.runs import run_study
 sys.path.insert(0, sys.argv[2])
 from test_runs import TINY
 print("ready", flush=True)
@@ -138,8 +139,14 @@ for line in sys.stdin:
 def test_a_run_killed_at_ten_random_moments_gives_the_same_report(whole, tmp_path):
     """Runs are children of a process that has imported torch already, so that a start takes no time."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    nursery = subprocess.Popen([sys.executable, "-c", NURSERY, str(tmp_path), str(ROOT / "tests")], text=True, cwd=ROOT,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)  # fmt: skip
+    nursery = subprocess.Popen(
+        [sys.executable, "-c", NURSERY, str(tmp_path), str(ROOT / "tests")],
+        text=True,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
     moments, killed, under_way = random.Random(), 0, 0
     try:
         assert nursery.stdout.readline() == "ready\n"
@@ -172,8 +179,14 @@ def test_a_run_killed_at_ten_random_moments_gives_the_same_report(whole, tmp_pat
 
 def test_two_runs_in_one_folder_do_no_harm(whole, tmp_path):
     """Two at the same time, with the same cells in the same order."""
-    command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[2]); from test_runs import *; "
-               "run_study('tiny', TINY, sys.argv[1], jobs=1)", str(tmp_path), str(ROOT / "tests")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.path.insert(0, sys.argv[2]); from test_runs import *; "
+        "run_study('tiny', TINY, sys.argv[1], jobs=1)",
+        str(tmp_path),
+        str(ROOT / "tests"),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     for process in both:
@@ -188,8 +201,9 @@ def test_two_runs_in_one_folder_do_no_harm(whole, tmp_path):
 
 def test_a_cluster_of_two_workers_one_of_them_killed_gives_the_same_report(whole, tmp_path):
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1",
-                                  dashboard_address=None, silence_logs=50) as cluster:  # fmt: skip
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None, silence_logs=50
+    ) as cluster:
         with distributed.Client(cluster.scheduler_address) as client:
             processes = list(client.run(os.getpid).values())
         killed = []
@@ -227,14 +241,20 @@ def test_without_dask_the_way_to_get_it_is_named(tmp_path, monkeypatch):
 
 
 def row(accuracy, images=100, validation=None):
-    return {"groups": {"many": accuracy, "medium": accuracy, "few": None, "all": accuracy}, "validation": validation,
-            "chosen": {}, "cost": {"backbone_images": images, "feature_images": 0, "head_images": 0,
-                                   "seconds": 1.0}}  # fmt: skip
+    return {
+        "groups": {"many": accuracy, "medium": accuracy, "few": None, "all": accuracy},
+        "validation": validation,
+        "chosen": {},
+        "cost": {"backbone_images": images, "feature_images": 0, "head_images": 0, "seconds": 1.0},
+    }
 
 
 def cells_of(**methods):
-    return [{"seed": seed, "methods": {name.replace("_", " "): r}} for name, seeds in methods.items()
-            for seed, r in enumerate(seeds)]  # fmt: skip
+    return [
+        {"seed": seed, "methods": {name.replace("_", " "): r}}
+        for name, seeds in methods.items()
+        for seed, r in enumerate(seeds)
+    ]
 
 
 def test_a_report_is_the_same_byte_by_byte_and_shows_every_method(whole):

@@ -10,19 +10,10 @@ from torch.nn import functional as F
 
 from course_utils.data import LabeledImages, exponential_counts
 from course_utils.heads import CosineClassifier
-from course_utils.losses import FocalLoss, LDAMLoss, effective_number_weights
+from course_utils.losses import DeferredReweighting, FocalLoss, LDAMLoss, drw_weights, effective_number_weights
 from course_utils.networks import MLP
-from course_utils.sampling import ClassBalancedSampler, InstanceBalancedSampler
-from course_utils.schedules import (
-    DeferredResampler,
-    DeferredReweighting,
-    constant_schedule,
-    cosine_schedule,
-    drw_weights,
-    step_schedule,
-    switch_epoch,
-)
-from course_utils.training import fit
+from course_utils.sampling import ClassBalancedSampler, DeferredResampler, InstanceBalancedSampler, switch_epoch
+from course_utils.training import constant_schedule, cosine_schedule, fit, step_schedule
 
 CIFAR10 = exponential_counts(10, 5000, 100)
 LABELS = torch.tensor([0] * 60 + [1] * 12 + [2] * 3)
@@ -153,8 +144,17 @@ def test_ldam_with_drw_trains_and_a_stopped_run_goes_on_with_the_right_weights(t
             return {}
 
         killed = iter(range(1, 99)) if epochs_until_killed else None
-        return model, fit(model, data, epochs=8, loss=loss, schedule=partial(step_schedule, at=0.5), augment=None,
-                          evaluate=evaluate, checkpoint=checkpoint, progress=False)  # fmt: skip
+        return model, fit(
+            model,
+            data,
+            epochs=8,
+            loss=loss,
+            schedule=partial(step_schedule, at=0.5),
+            augment=None,
+            evaluate=evaluate,
+            checkpoint=checkpoint,
+            progress=False,
+        )
 
     model, history = run()
     assert history[3]["loss"] < 0.8 * history[0]["loss"]  # the weights of the second phase make another loss of it

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from course_utils.tables import (
+from course_utils.experiments.tables import (
     CHOICES,
     CHOSEN,
     LDAM_METHODS,
@@ -78,8 +78,8 @@ def test_the_text_has_every_method_in_both_profiles():
 
 
 def test_the_command_writes_strict_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("course_utils.tables.RESULTS", tmp_path)
-    monkeypatch.setattr("course_utils.tables.TABLES", {"ldam": (lambda: {"x": _plain(math.nan)}, "t.json")})
+    monkeypatch.setattr("course_utils.experiments.tables.RESULTS", tmp_path)
+    monkeypatch.setattr("course_utils.experiments.tables.TABLES", {"ldam": (lambda: {"x": _plain(math.nan)}, "t.json")})
     assert main(["ldam"]) == 0
     assert json.loads((tmp_path / "t.json").read_text()) == {"x": None} and "t.json" in capsys.readouterr().out
     assert (RESULTS / "ldam_table.json").is_file()

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils.batches import to_float
 from course_utils.data import LabeledImages
 from course_utils.networks import MLP, ImageClassifier, SmallCNN
 from course_utils.sampling import ClassBalancedSampler, InstanceBalancedSampler
-from course_utils.training import constant_schedule, cosine_schedule, extract_features, fit, predict
+from course_utils.training import constant_schedule, cosine_schedule, extract_features, fit, predict, to_float
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -506,8 +505,10 @@ def test_groups_are_the_parameter_groups_of_torch():
     slow, losses = made(mlp), []
     named = dict(slow.named_parameters())
     factors = [("backbone.1", 0.1, 3e-3), ("backbone.3", 1.0, 0.02), ("head.bias", 3.0, 0), ("head.weight", 1.0, 3e-3)]
-    parts = [{"params": [p for name, p in named.items() if name.startswith(beginning)], "weight_decay": decay}
-             for beginning, _, decay in factors]  # fmt: skip
+    parts = [
+        {"params": [p for name, p in named.items() if name.startswith(beginning)], "weight_decay": decay}
+        for beginning, _, decay in factors
+    ]
     assert sum(len(part["params"]) for part in parts) == len(named) == 6
     optimizer = torch.optim.SGD(parts, **settings)
     sampler = InstanceBalancedSampler(DATA.labels)

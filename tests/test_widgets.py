@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from course_utils import widgets
-from course_utils.widgets import Canvas, explore, sweep
+from course_utils.classroom import widgets
+from course_utils.classroom.widgets import Canvas, explore, sweep
 
 SMALL = (2, 1.5)
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from course_utils.data import load_images
-from course_utils.experiments import run_grid
-from course_utils.incremental import ARMS, run_incremental, train_base
+from course_utils.experiments.grid import run_grid
+from course_utils.incremental import run_incremental, train_base
+from course_utils.incremental_methods import ARMS
 from course_utils.metrics import average_incremental_accuracy
 
 HERE = Path(__file__).resolve().parent
@@ -53,8 +54,12 @@ def choice(lr: float, seed: int) -> dict[str, float]:
 def main() -> None:
     choices = run_grid(choice, folder=HERE / "lucir_orders.parts", lr=[0.02, 0.05, 0.1], seed=range(3))
     rows = run_grid(cell, folder=HERE / "lucir_orders.parts", order=[1, 2], arm=NAMES, seed=range(3))
-    made = {"by": "python data/results/lucir_orders.py", "torch": torch.__version__,
-            "python": platform.python_version(), "machine": platform.machine()}  # fmt: skip
+    made = {
+        "by": "python data/results/lucir_orders.py",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
     orders = {order: phases_of(order) for order in (1, 2)}
     table = {"made": made, "choices": choices, "orders": orders, "rows": rows}
     RESULT.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import random_flip, random_shift
-from .data import (
+from ..data import (
     LabeledImages,
     english_letter_counts,
     exponential_counts,
@@ -30,11 +29,11 @@ from .data import (
     set_aside,
     step_counts,
 )
-from .methods import METHODS, Trained, all_logits, train_methods
-from .metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
-from .networks import MLP, ResNet32, SmallCNN
-from .runtime import choose_device
-from .schedules import cosine_schedule, step_schedule
+from ..methods import METHODS, Trained, all_logits, train_methods
+from ..metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
+from ..networks import MLP, ResNet32, SmallCNN
+from ..runtime import choose_device
+from ..training import cosine_schedule, random_flip, random_shift, step_schedule
 
 FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
 
@@ -104,28 +103,47 @@ class Study:
 
 
 _CIFAR = Study(
-    what="CIFAR-10-LT as published: ratio 100, ResNet-32, 200 epochs", data="cifar10", profile="exponential",
-    max_count=5000, network="ResNet32", epochs=200, batch_size=128, weight_decay=2e-4, factor=0.01,
-    warmup=0.025, augment="shift 4, flip", seeds=(0, 1, 2),
-)  # fmt: skip
+    what="CIFAR-10-LT as published: ratio 100, ResNet-32, 200 epochs",
+    data="cifar10",
+    profile="exponential",
+    max_count=5000,
+    network="ResNet32",
+    epochs=200,
+    batch_size=128,
+    weight_decay=2e-4,
+    factor=0.01,
+    warmup=0.025,
+    augment="shift 4, flip",
+    seeds=(0, 1, 2),
+)
 _SEVEN = ("cross-entropy", "class-balanced sampling", "LDAM", "CE + DRW", "LDAM + DRW", "tau-normalization", "cRT")
 STUDIES: dict[str, Study] = {
     "letters": Study(what="letters with the tail of English text, all methods"),
     "fashion": Study(
-        what="Fashion-MNIST, exponential tail, ratio 100, all methods", data="fashion-mnist", profile="exponential",
-        max_count=1000, epochs=30,
+        what="Fashion-MNIST, exponential tail, ratio 100, all methods",
+        data="fashion-mnist",
+        profile="exponential",
+        max_count=1000,
+        epochs=30,
     ),
     "cifar10-lt": _CIFAR,
     "cifar100-lt": replace(
-        _CIFAR, what="CIFAR-100-LT as published: ratio 100, ResNet-32, 200 epochs", data="cifar100", max_count=500,
+        _CIFAR,
+        what="CIFAR-100-LT as published: ratio 100, ResNet-32, 200 epochs",
+        data="cifar100",
+        max_count=500,
         validation=20,
     ),
     "cifar10-lt-short": replace(
-        _CIFAR, what="CIFAR-10-LT with a schedule shortened for CPUs, seven methods", epochs=12, factor=0.1, warmup=0.1,
+        _CIFAR,
+        what="CIFAR-10-LT with a schedule shortened for CPUs, seven methods",
+        epochs=12,
+        factor=0.1,
+        warmup=0.1,
         methods=_SEVEN,
     ),
     "folder": Study(what="a folder of images as it is: run FOLDER", data="folder", profile="as it is", seeds=(0, 1, 2)),
-}  # fmt: skip
+}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -175,9 +193,11 @@ def load_splits(
         train, validation = set_aside(train, settings["validation"], seed=seed)
     counts = _counts(settings, train)
     return (
-        train if counts is None else long_tailed(train, counts, seed=seed), validation, test,
+        train if counts is None else long_tailed(train, counts, seed=seed),
+        validation,
+        test,
         "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)]),
-    )  # fmt: skip
+    )
 
 
 def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
@@ -212,9 +232,15 @@ _ONE_AT_A_TIME = threading.Lock()  # a Dask worker may have threads, and torch h
 
 
 def run_cell(
-    settings: dict[str, Any], training: str, methods: list[str], seed: int, *, source: str | None = None,
-    skip_broken: bool = False, checkpoint: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    settings: dict[str, Any],
+    training: str,
+    methods: list[str],
+    seed: int,
+    *,
+    source: str | None = None,
+    skip_broken: bool = False,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
     """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds.
 
     One thread on a CPU, so that the result does not depend on how many cells run side by side; on a GPU convolutions
@@ -229,29 +255,42 @@ def run_cell(
             *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
             train, validation, test = (split.to(device) for split in splits)
             trained = train_methods(
-                methods, train, validation, network=NETWORKS[settings["network"]](train.images.shape[1:]), seed=seed,
-                checkpoint=checkpoint, **options,
-            )  # fmt: skip
+                methods,
+                train,
+                validation,
+                network=NETWORKS[settings["network"]](train.images.shape[1:]),
+                seed=seed,
+                checkpoint=checkpoint,
+                **options,
+            )
             said = [all_logits(trained, split) for split in (validation, test)]
-            rows = {name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
-                    for name, one in trained.items()}  # fmt: skip
+            rows = {
+                name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
+                for name, one in trained.items()
+            }
         finally:
             torch.set_num_threads(threads)
     return {
         "settings": settings,
         "training": training,
         "seed": seed,
-        "data": {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist(),
-                 "validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)},
+        "data": {
+            "note": note,
+            "classes": list(train.class_names),
+            "counts": train.counts.tolist(),
+            "validation": len(validation),
+            "fewest": int(validation.counts.min()),
+            "test": len(test),
+        },
         "methods": rows,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "device": device_name(device),
         "precision": str(options["precision"]).removeprefix("torch."),
-    }  # fmt: skip
+    }
 
 
 def device_name(device: torch.device) -> str:
-    """"NVIDIA ..." for a GPU, else the kind of processor, such as "cpu, x86_64"."""
+    """ "NVIDIA ..." for a GPU, else the kind of processor, such as "cpu, x86_64"."""
     if device.type == "cpu":
         return f"cpu, {platform.machine()}"
     return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device.type

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ..incremental import herding
-from ..losses import adaptive_less_forget_weight, inter_class_separation_loss
+from ...incremental import herding
+from ...losses import adaptive_less_forget_weight, inter_class_separation_loss
 from . import Exercise, Wrong, expect_close
 
 # ---- 3.1: herding --------------------------------------------------------------------------------------------------

@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
-from . import figures
-from .experiments import mean_and_spread
-from .methods import METHODS
-from .metrics import GROUPS
+from ..classroom import figures
+from ..methods import METHODS
+from ..metrics import GROUPS, bootstrap_interval, mean_and_spread, paired_differences
+from ..runtime import write_atomically
 from .runs import read_study
-from .runtime import write_atomically
 
 BASELINE = "cross-entropy"
 FEW_TO_CHOOSE = 10  # validation images of a class; with fewer, one image is more than 10 points of its accuracy
@@ -45,8 +43,9 @@ def rows_of(cells: Sequence[Mapping[str, Any]]) -> Rows:
 
 def check_budgets(rows: Rows) -> None:
     """Refuse to compare methods that sent different numbers of images through the backbone."""
-    budgets = {(name, seed): row["cost"]["backbone_images"] for name, seeds in rows.items() for seed, row in
-               seeds.items()}  # fmt: skip
+    budgets = {
+        (name, seed): row["cost"]["backbone_images"] for name, seeds in rows.items() for seed, row in seeds.items()
+    }
     (usual, _), *others = Counter(budgets.values()).most_common() or [(0, 0)]
     if others:
         odd = [f"{name} seed {seed}: {images:,}" for (name, seed), images in budgets.items() if images != usual]
@@ -56,32 +55,11 @@ def check_budgets(rows: Rows) -> None:
         )
 
 
-def paired_differences(first: Mapping[int, Mapping], second: Mapping[int, Mapping], group: str = "all") -> list[float]:
-    """first - second for every seed that both have, in points (0 to 100)."""
-    return [100 * (first[s]["groups"][group] - second[s]["groups"][group]) for s in first if s in second]
-
-
-def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`; NaN for fewer than two. Always the same random draws.
-
-    Raises:
-        ValueError: level outside 0 to 1.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level}; allowed: above 0 and below 1")
-    if len(values) < 2:
-        return math.nan, math.nan
-    values = torch.tensor(list(values), dtype=torch.float64)
-    chosen = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(values[chosen].mean(1), ends).tolist()
-    return low, high
-
-
 def best_on_validation(rows: Rows) -> str:
     """The method with the highest mean balanced accuracy on validation images."""
-    means = {name: mean_and_spread(row.get("validation") or 0.0 for row in seeds.values())[0]
-             for name, seeds in rows.items()}  # fmt: skip
+    means = {
+        name: mean_and_spread(row.get("validation") or 0.0 for row in seeds.values())[0] for name, seeds in rows.items()
+    }
     return max(means, key=lambda name: means[name])
 
 
@@ -104,7 +82,10 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
     counts = first["data"]["counts"]
     each = sorted({len(seeds) for seeds in rows.values()})
     lines = [
-        f"# Experiment: {asked['study']}", "", f"{asked['what']}.", "",
+        f"# Experiment: {asked['study']}",
+        "",
+        f"{asked['what']}.",
+        "",
         f"- Data: {', '.join(sorted({c['data']['note'] for c in cells}))}. {sum(counts):,} training images of "
         f"{len(counts)} classes, {max(counts):,} to {min(counts):,} a class; {first['data']['validation']:,} for "
         f"choices; {first['data']['test']:,} for the numbers below.",
@@ -115,31 +96,61 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         f"- Made on {', '.join(sorted({c['device'] for c in cells}))} in "
         f"{', '.join(sorted({c['precision'] for c in cells}))} with torch "
         f"{', '.join(sorted({c['versions']['torch'] for c in cells}))}.",
-    ]  # fmt: skip
+    ]
     fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
     if fewest < FEW_TO_CHOOSE:
         lines += [f"- A class has {fewest} images for choices: what is best on validation images is partly luck here."]
     if missing:
         lines += ["", f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."]
-    lines += ["", "## Accuracy", "", "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by "
-              "training images (many > 100, few < 20). ECE: expected calibration error in %, for methods whose "
-              "outputs are meant as probabilities.", "",
-              "| method | many | medium | few | all | ECE | chosen on validation |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| {name} | {_accuracies(seeds)} | {_calibration(seeds)} | {_chosen(seeds)} |"
-              for name, seeds in rows.items()]
+    lines += [
+        "",
+        "## Accuracy",
+        "",
+        "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by "
+        "training images (many > 100, few < 20). ECE: expected calibration error in %, for methods whose "
+        "outputs are meant as probabilities.",
+        "",
+        "| method | many | medium | few | all | ECE | chosen on validation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {_accuracies(seeds)} | {_calibration(seeds)} | {_chosen(seeds)} |" for name, seeds in rows.items()
+    ]
     baseline = BASELINE if BASELINE in rows else next(iter(rows))
-    lines += ["", "## Differences", "", f"Points of balanced accuracy, mean of paired differences [95 % interval]. "
-              f"Best on validation images: {best}.", "",
-              f"| method | minus {baseline} | minus {best} |", "|---|---|---|"]
-    lines += [f"| {name} | {_difference(seeds, rows[baseline], name == baseline)} | "
-              f"{_difference(seeds, rows[best], name == best)} |" for name, seeds in rows.items()]
-    lines += ["", HOW_TO_READ.format(draws=10_000, n=" or ".join(map(str, each))), "", "## Budget", "",
-              "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, "
-              "for features; features that new heads learned from.", "",
-              "| method | budget | forward alone | features | needs |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Differences",
+        "",
+        f"Points of balanced accuracy, mean of paired differences [95 % interval]. Best on validation images: {best}.",
+        "",
+        f"| method | minus {baseline} | minus {best} |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {_difference(seeds, rows[baseline], name == baseline)} | "
+        f"{_difference(seeds, rows[best], name == best)} |"
+        for name, seeds in rows.items()
+    ]
+    lines += [
+        "",
+        HOW_TO_READ.format(draws=10_000, n=" or ".join(map(str, each))),
+        "",
+        "## Budget",
+        "",
+        "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, "
+        "for features; features that new heads learned from.",
+        "",
+        "| method | budget | forward alone | features | needs |",
+        "|---|---|---|---|---|",
+    ]
     lines += [_cost(name, next(iter(seeds.values()))["cost"]) for name, seeds in rows.items()]
-    lines += ["", "![Accuracy by group of every method](accuracy.png)", "",
-              "![Paired differences from the baseline](differences.png)", ""]
+    lines += [
+        "",
+        "![Accuracy by group of every method](accuracy.png)",
+        "",
+        "![Paired differences from the baseline](differences.png)",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -181,9 +192,15 @@ def _cost(name: str, cost: Mapping[str, float]) -> str:
 def times_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """Seconds as Markdown; they differ from run to run."""
     rows = rows_of(cells)
-    lines = [f"# Experiment: {asked['study']}, seconds", "", "Seconds of one seed on "
-             f"{', '.join(sorted({c['device'] for c in cells}))}, training included, mean ± standard deviation.", "",
-             "| method | seconds |", "|---|---|"]  # fmt: skip
+    lines = [
+        f"# Experiment: {asked['study']}, seconds",
+        "",
+        "Seconds of one seed on "
+        f"{', '.join(sorted({c['device'] for c in cells}))}, training included, mean ± standard deviation.",
+        "",
+        "| method | seconds |",
+        "|---|---|",
+    ]
     for name, seeds in rows.items():
         mean, spread = mean_and_spread(row["cost"]["seconds"] for row in seeds.values())
         lines.append(f"| {name} | {mean:.1f}{'' if math.isnan(spread) else f' ± {spread:.1f}'} |")
@@ -199,8 +216,9 @@ def accuracy_figure(rows: Rows, title: str = "") -> Figure:
     figure, axes = figures.axes_grid(width=8, height=1.2 + 0.42 * len(rows))
     measured = [row["groups"] for seeds in rows.values() for row in seeds.values()]
     groups = [g for g in (*GROUPS, "all") if not all(math.isnan(row[g]) for row in measured)]
-    figures.group_points(axes, {name: [row["groups"] for row in seeds.values()] for name, seeds in rows.items()},
-                         groups=groups)  # fmt: skip
+    figures.group_points(
+        axes, {name: [row["groups"] for row in seeds.values()] for name, seeds in rows.items()}, groups=groups
+    )
     figures.group_legend(axes, groups, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     if title:
         figure.suptitle(title, fontsize=10)

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...metrics import open_set_f_measure, per_class_accuracy, shot_accuracy, shot_groups
+from ...openworld import OPEN, DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances, class_centroids
 from ..figures import (
     BLUE,
     GREEN,
@@ -25,9 +27,6 @@ from ..figures import (
     group_points,
     image_rows,
 )
-from ..metrics import open_set_f_measure, per_class_accuracy, shot_accuracy, shot_groups
-from ..openset import OPEN
-from ..openworld import DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances, class_centroids
 
 CLASS_COLORS = (BLUE, GREEN, ORANGE, PURPLE, VERMILLION, SKY)
 
@@ -49,14 +48,28 @@ def memory_plane(axes: Axes, features: Tensor, labels: Tensor, centroids: Tensor
         mine = (labels == j).numpy()
         axes.plot(*points[mine].T, ".", color=color, markersize=4, alpha=0.4)
         axes.plot(*centroids[j].numpy(), "^", color=color, markersize=13, markeredgecolor="black", zorder=5)
-        axes.annotate(name, centroids[j].numpy(), textcoords="offset points", xytext=(0, -19), ha="center", fontsize=12,
-                      zorder=8, bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "edgecolor": "none"})  # fmt: skip
+        axes.annotate(
+            name,
+            centroids[j].numpy(),
+            textcoords="offset points",
+            xytext=(0, -19),
+            ha="center",
+            fontsize=12,
+            zorder=8,
+            bbox={"facecolor": "white", "alpha": 0.7, "pad": 1, "edgecolor": "none"},
+        )
     axes.set(xlabel="feature 1", ylabel="feature 2", aspect="equal")
     return axes
 
 
-def pull_and_push(axes: Sequence[Axes], features: Tensor, labels: Tensor, unknown: Tensor, names: Sequence[str],
-                  loss: DiscriminativeCentroidLoss) -> None:  # fmt: skip
+def pull_and_push(
+    axes: Sequence[Axes],
+    features: Tensor,
+    labels: Tensor,
+    unknown: Tensor,
+    names: Sequence[str],
+    loss: DiscriminativeCentroidLoss,
+) -> None:
     """The plane twice, with arrows for both halves of the loss: where it would move, of every class, the image that is
     farthest from its centroid."""
     centroids = class_centroids(features, labels, len(names))
@@ -76,8 +89,18 @@ def arrows(axes: Axes, starts: Tensor, steps: Tensor) -> Axes:
     length = steps.norm(dim=1).max().clamp(min=1e-12)
     low, high = axes.get_xlim()
     ends = steps * ((high - low) / 6 / length)
-    axes.quiver(*starts.T.numpy(), *ends.T.numpy(), angles="xy", scale_units="xy", scale=1, width=0.009, zorder=7,
-                color=CLASS_COLORS[: len(starts)], edgecolor="black", linewidth=0.7)  # fmt: skip
+    axes.quiver(
+        *starts.T.numpy(),
+        *ends.T.numpy(),
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.009,
+        zorder=7,
+        color=CLASS_COLORS[: len(starts)],
+        edgecolor="black",
+        linewidth=0.7,
+    )
     return axes
 
 
@@ -86,8 +109,9 @@ def known_and_open(axes: Axes, known: Tensor, unknown: Tensor, xlabel: str, bins
     edges = np.linspace(0, max(known.max(), unknown.max()).item(), bins + 1)
     for values, name, color, hatch in ((known, "known letters", BLUE, ""), (unknown, "open digits", ORANGE, "//")):
         weights = np.full(len(values), 100 / len(values))
-        axes.hist(values.numpy(), edges, weights=weights, color=color, hatch=hatch, edgecolor="white", alpha=0.65,
-                  label=name)  # fmt: skip
+        axes.hist(
+            values.numpy(), edges, weights=weights, color=color, hatch=hatch, edgecolor="white", alpha=0.65, label=name
+        )
     axes.set(xlabel=xlabel, ylabel="share of images in %")
     axes.legend()
     return axes
@@ -107,12 +131,17 @@ def gate_maps(axes: Axes, images: Tensor, gates: Tensor, columns: int) -> Axes:
     return axes
 
 
-def threshold_picture(confidence: Tensor, predictions: Tensor, labels: Tensor, images: Tensor, counts: Sequence[int],
-                      across: int = 12):  # fmt: skip
+def threshold_picture(
+    confidence: Tensor, predictions: Tensor, labels: Tensor, images: Tensor, counts: Sequence[int], across: int = 12
+):
     """Left: for a threshold, glyphs just accepted and just rejected, known and open. Right: accuracies and F."""
     known = labels != OPEN
-    rows = {"letters, accepted": (known, True), "letters, rejected": (known, False),
-            "digits, accepted": (~known, True), "digits, rejected": (~known, False)}  # fmt: skip
+    rows = {
+        "letters, accepted": (known, True),
+        "letters, rejected": (known, False),
+        "digits, accepted": (~known, True),
+        "digits, rejected": (~known, False),
+    }
     scores = ("many", "medium", "few", "digits\nrejected", "F", "older F")
     colors = [GROUP_COLORS[g] for g in ("many", "medium", "few")] + [ORANGE, GREY, "lightgrey"]
 
@@ -145,8 +174,10 @@ def threshold_picture(confidence: Tensor, predictions: Tensor, labels: Tensor, i
             for bar, text, value in zip(bars, texts, values, strict=True):
                 bar.set_height(100 * value)
                 text.set(y=100 * value, text=f"{100 * value:.0f}")
-            return (f"Threshold {threshold:.2f}: {100 * (said[known] == OPEN).float().mean():.0f} % of the letters and "
-                    f"{100 * rejected:.0f} % of the digits are rejected.")  # fmt: skip
+            return (
+                f"Threshold {threshold:.2f}: {100 * (said[known] == OPEN).float().mean():.0f} % of the letters and "
+                f"{100 * rejected:.0f} % of the digits are rejected."
+            )
 
         return update
 
@@ -163,8 +194,15 @@ def _redraw(axes: Axes, images: Tensor, columns: int) -> None:
     axes.images[0].set_data(255 - table)
 
 
-def glyph_picture(glyphs: Mapping[str, int], images: Tensor, features: Tensor, head: MetaEmbeddingClassifier,
-                  names: Sequence[str], counts: Sequence[int], most: int = 5):  # fmt: skip
+def glyph_picture(
+    glyphs: Mapping[str, int],
+    images: Tensor,
+    features: Tensor,
+    head: MetaEmbeddingClassifier,
+    names: Sequence[str],
+    counts: Sequence[int],
+    most: int = 5,
+):
     """One glyph: what it is, the centroids nearest to it, what it reads from the memory, and what is said.
 
     glyphs: {name to show: row of images and features}.
@@ -197,8 +235,10 @@ def glyph_picture(glyphs: Mapping[str, int], images: Tensor, features: Tensor, h
                 for rect, text, value, j in zip(rects, texts, top.values.tolist(), top.indices.tolist(), strict=True):
                     rect.set(width=value, facecolor=GROUP_COLORS[groups[j]])
                     text.set(x=value, text=f" {value:.1f}" if nearest else f" {value:.0f}")
-            return (f"{glyph}: reachability {parts.reachability[i]:.2f}; takes from the memory {100 * share[i]:.0f} % "
-                    f"of the length of its own feature; confidence {probabilities[i].max():.2f}.")  # fmt: skip
+            return (
+                f"{glyph}: reachability {parts.reachability[i]:.2f}; takes from the memory {100 * share[i]:.0f} % "
+                f"of the length of its own feature; confidence {probabilities[i].max():.2f}."
+            )
 
         return update
 
@@ -222,8 +262,16 @@ def ladder(left: Axes, right: Axes, scores: Mapping[str, Sequence[Mapping[str, f
     """For every rung, `open_world_scores()` of each seed: accuracy by group on the left, AUROC on the right."""
     names = ("many", "medium", "few", "all")
     group_points(left, scores, groups=names)
-    group_legend(left, names, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 1.0), fontsize=8, columnspacing=0.8,
-                 handletextpad=0.2)  # fmt: skip
+    group_legend(
+        left,
+        names,
+        loc="lower center",
+        ncols=4,
+        bbox_to_anchor=(0.5, 1.0),
+        fontsize=8,
+        columnspacing=0.8,
+        handletextpad=0.2,
+    )
     style = {"marker": "D", "color": PURPLE, "linestyle": ""}
     for row, seeds in enumerate(scores.values()):
         values = [100 * seed["AUROC"] for seed in seeds]
@@ -236,8 +284,11 @@ def umap_groups(axes: Axes, points: np.ndarray, labels: Tensor, counts: Sequence
     """UMAP points (N, 2) of known and open (-1) images; few in colour."""
     few = shot_groups(counts)[labels.clamp(min=0)] == 2
     known = labels != OPEN
-    for which, color, marker, name in ((known & ~few, BLUE, ".", "many, medium"), (known & few, VERMILLION, "^", "few"),
-                                       (~known, GREY, "x", "open digits")):  # fmt: skip
+    for which, color, marker, name in (
+        (known & ~few, BLUE, ".", "many, medium"),
+        (known & few, VERMILLION, "^", "few"),
+        (~known, GREY, "x", "open digits"),
+    ):
         axes.plot(*points[which.numpy()].T, marker, color=color, markersize=4, alpha=0.6, label=name)
     axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     return axes

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from ..decoupling import tau_normalize
+from ...decoupling import tau_normalize
+from ...metrics import GROUPS, confusion_matrix, per_class_accuracy, shot_accuracy
+from ...sampling import EpochSampler
 from ..figures import GROUP_COLORS, GROUP_HATCHES, class_bars, group_legend, region_colors
-from ..metrics import GROUPS, confusion_matrix, per_class_accuracy, shot_accuracy
-from ..sampling import EpochSampler
 
 
 def sampler_picture(samplers: Mapping[str, EpochSampler], counts: Sequence[int], names: Sequence[str]):
@@ -42,17 +42,20 @@ def sampler_picture(samplers: Mapping[str, EpochSampler], counts: Sequence[int],
                 bar.set_height(max(int(drawn[j]), 1e-3))
             steps.set_data(expected[order].numpy())
             first, last = order[0], order[-1]
-            return (f"{sampler}, epoch {epoch}: {names[first]} {int(drawn[first])} times, {names[last]} "
-                    f"{int(drawn[last])} times; its {counts[last]} images come {drawn[last] / counts[last]:.1f} "
-                    "times each. Black: the formula.")  # fmt: skip
+            return (
+                f"{sampler}, epoch {epoch}: {names[first]} {int(drawn[first])} times, {names[last]} "
+                f"{int(drawn[last])} times; its {counts[last]} images come {drawn[last] / counts[last]:.1f} "
+                "times each. Black: the formula."
+            )
 
         return update
 
     return picture
 
 
-def accuracy_table(axes: Axes, values: Sequence[Sequence[tuple[float, float]]], rows: Sequence[str],
-                   columns: Sequence[str]) -> Axes:  # fmt: skip
+def accuracy_table(
+    axes: Axes, values: Sequence[Sequence[tuple[float, float]]], rows: Sequence[str], columns: Sequence[str]
+) -> Axes:
     """A table of accuracies in %, (mean, standard deviation) in every field, as a heat map with a scale of its own:
     the darkest field is the largest mean, white is 25 points below it, or less."""
     means = np.array([[mean for mean, _ in line] for line in values])
@@ -70,8 +73,16 @@ def accuracy_table(axes: Axes, values: Sequence[Sequence[tuple[float, float]]], 
     return axes
 
 
-def tau_picture(features: Tensor, labels: Tensor, weight: Tensor, counts: Sequence[int], names: Sequence[str],
-                means: Tensor, corners: str, points: int = 80):  # fmt: skip
+def tau_picture(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    counts: Sequence[int],
+    names: Sequence[str],
+    means: Tensor,
+    corners: str,
+    points: int = 80,
+):
     """Accuracy by group, decision regions on the plane through three class means, and the confusion, for one tau.
 
     means: (C, D), mean training feature of each class. corners: the names of three classes; the plane goes through
@@ -99,22 +110,41 @@ def tau_picture(features: Tensor, labels: Tensor, weight: Tensor, counts: Sequen
     def picture(figure: Figure):
         left, middle, right = figure.subplots(1, 3, width_ratios=[2, 3, 3])
         groups = (*GROUPS, "all")
-        bars = left.bar(groups, [0] * 4, color=[GROUP_COLORS[g] for g in groups],
-                        hatch=[GROUP_HATCHES[g] for g in groups], edgecolor="white")  # fmt: skip
+        bars = left.bar(
+            groups,
+            [0] * 4,
+            color=[GROUP_COLORS[g] for g in groups],
+            hatch=[GROUP_HATCHES[g] for g in groups],
+            edgecolor="white",
+        )
         left.set(ylim=(0, 100), ylabel="test accuracy in %", title="by group")
         left.tick_params(axis="x", rotation=40)
         colors = ListedColormap(region_colors(counts))
-        regions = middle.imshow(np.zeros((points, points)), origin="lower", extent=extent, cmap=colors, vmin=-0.5,
-                                vmax=len(names) - 0.5, aspect="auto")  # fmt: skip
+        regions = middle.imshow(
+            np.zeros((points, points)),
+            origin="lower",
+            extent=extent,
+            cmap=colors,
+            vmin=-0.5,
+            vmax=len(names) - 0.5,
+            aspect="auto",
+        )
         halo = [withStroke(linewidth=2.5, foreground="white")]
         for name, mark, cloud, marker in zip(corners, marks, dots, "ovs", strict=True):
             middle.plot(*cloud.T, marker, color="black", markersize=2.5, alpha=0.35)
             middle.text(*mark, name, fontsize=13, weight="bold", ha="center", va="center", path_effects=halo)
-        others = {j: middle.text(0, 0, name, fontsize=9, ha="center", va="center", path_effects=halo, visible=False)
-                  for j, name in enumerate(names) if name not in corners}  # fmt: skip
+        others = {
+            j: middle.text(0, 0, name, fontsize=9, ha="center", va="center", path_effects=halo, visible=False)
+            for j, name in enumerate(names)
+            if name not in corners
+        }
         middle.grid(visible=False)
-        middle.set(title=f"plane through the means of {', '.join(corners)}", xlim=extent[:2], ylim=extent[2:],
-                   xlabel=f"distance from the mean of {corners[0]} (units of the features)")  # fmt: skip
+        middle.set(
+            title=f"plane through the means of {', '.join(corners)}",
+            xlim=extent[:2],
+            ylim=extent[2:],
+            xlabel=f"distance from the mean of {corners[0]} (units of the features)",
+        )
         table = right.imshow(np.zeros((len(names), len(names))), cmap="Greys", vmin=0, vmax=1)
         ticks = [names[j] for j in order]
         right.set_xticks(range(len(names)), ticks, fontsize=8)

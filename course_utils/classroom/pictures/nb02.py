@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...heads import cosine_loss_floor
 from ..figures import BLUE, GREY, VERMILLION, feature_plane, move_feature_plane, plane_regions
-from ..heads import cosine_loss_floor
 
 
 def scale_picture(most_classes: int, scales: Sequence[float]):
@@ -35,8 +35,10 @@ def scale_picture(most_classes: int, scales: Sequence[float]):
             grid = torch.linspace(0, max(scales), 60).tolist()
             line.set_data(grid, [cosine_loss_floor(classes, s) for s in grid])
             dot.set_data([scale], [floor])
-            return (f"{classes} classes, scale {scale:g}: the right class gets at most {100 * best:.1f} %, "
-                    f"so the loss cannot fall below {floor:.3f}.")  # fmt: skip
+            return (
+                f"{classes} classes, scale {scale:g}: the right class gets at most {100 * best:.1f} %, "
+                f"so the loss cannot fall below {floor:.3f}."
+            )
 
         return update
 
@@ -60,8 +62,12 @@ def vector_picture(weight: Tensor, counts: Sequence[int], names: Sequence[str], 
         panels = figure.subplots(1, 2)
         zeros = torch.zeros(len(weight))
         artists = []
-        for axes, title, rows in zip(panels, ("linear: $w_j \\cdot f$", "cosine: $\\cos(w_j, f)$"),
-                                     (weight, F.normalize(weight, dim=1)), strict=True):  # fmt: skip
+        for axes, title, rows in zip(
+            panels,
+            ("linear: $w_j \\cdot f$", "cosine: $\\cos(w_j, f)$"),
+            (weight, F.normalize(weight, dim=1)),
+            strict=True,
+        ):
             artists.append(feature_plane(axes, rows, zeros, counts, names, extent, scale))
             axes.set_title(title)
 
@@ -71,10 +77,11 @@ def vector_picture(weight: Tensor, counts: Sequence[int], names: Sequence[str], 
             for part, rows in zip(artists, (moved, F.normalize(moved, dim=1)), strict=True):
                 move_feature_plane(part, rows, zeros)
                 shares.append(100 * (plane_regions(rows, zeros, extent) == row).mean())
-            return (f"{names[row]} turned by {angle}° and {length:g} times as long: it wins {shares[0]:.0f} % of the "
-                    f"plane with linear logits, {shares[1]:.0f} % with cosines.")  # fmt: skip
+            return (
+                f"{names[row]} turned by {angle}° and {length:g} times as long: it wins {shares[0]:.0f} % of the "
+                f"plane with linear logits, {shares[1]:.0f} % with cosines."
+            )
 
         return update
 
     return picture
-

@@ -10,14 +10,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ...metrics import GROUPS, bootstrap_interval, paired_differences
 from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, group_legend, group_points
-from ..metrics import GROUPS
-from ..reports import Rows, bootstrap_interval, paired_differences
+
+Rows = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method -> seed -> its numbers, as `reports.rows_of()` gives
 
 CARES = {
-    "all": "balanced accuracy in %", "many": "accuracy of many in %", "few": "accuracy of few in %",
+    "all": "balanced accuracy in %",
+    "many": "accuracy of many in %",
+    "few": "accuracy of few in %",
     "calibration": "calibration error before any temperature, in %",
-}  # fmt: skip
+}
 
 
 def by_accuracy(rows: Rows) -> list[str]:
@@ -31,8 +34,16 @@ def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
     left, right = axes
     order = by_accuracy(rows)
     group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
-    group_legend(left, [*GROUPS, "all"], loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=4, fontsize=8,
-                 columnspacing=0.8, handletextpad=0.1)  # fmt: skip
+    group_legend(
+        left,
+        [*GROUPS, "all"],
+        loc="lower center",
+        bbox_to_anchor=(0.35, 1.0),
+        ncols=4,
+        fontsize=8,
+        columnspacing=0.8,
+        handletextpad=0.1,
+    )
     lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
     left.set_xlim(max(-3, lowest - 5), 101)
     for place, name in enumerate(order):
@@ -59,11 +70,24 @@ def place_lines(axes: Axes, columns: Mapping[str, Mapping[str, int]], marked: Se
     colors = dict(zip(marked, (VERMILLION, BLUE, ORANGE, SKY), strict=False))
     for method in first:
         style = {"color": colors.get(method, GREY), "linewidth": 2.4 if method in marked else 0.9}
-        axes.plot(range(len(names)), [column[method] for column in columns.values()], marker="o",
-                  alpha=1 if method in marked else 0.6, **style)  # fmt: skip
+        axes.plot(
+            range(len(names)),
+            [column[method] for column in columns.values()],
+            marker="o",
+            alpha=1 if method in marked else 0.6,
+            **style,
+        )
         for x, place, side in ((0, first[method], "right"), (len(names) - 1, last[method], "left")):
-            axes.annotate(method, (x, place), xytext=(-8 if side == "right" else 8, 0), textcoords="offset points",
-                          ha=side, va="center", fontsize=8, color=colors.get(method, "black"))  # fmt: skip
+            axes.annotate(
+                method,
+                (x, place),
+                xytext=(-8 if side == "right" else 8, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=8,
+                color=colors.get(method, "black"),
+            )
     axes.set(ylim=(len(first) + 0.6, 0.4), yticks=[], xlim=(-0.2, len(names) - 0.8))
     axes.set_xticks(range(len(names)), names)
     axes.spines["left"].set_visible(False)
@@ -81,8 +105,10 @@ def reliability(axes: Axes, seeds: Mapping[int, Mapping[str, Any]], title: str) 
     """Accuracy against confidence in 15 bins, all seeds together; the area of a point grows with its images."""
     bins = [row["reliability"] for row in seeds.values()]
     count = torch.tensor([b["count"] for b in bins], dtype=torch.float64)
-    sums = [(count * torch.tensor([[v or 0.0 for v in b[key]] for b in bins], dtype=torch.float64)).sum(0)
-            for key in ("confidence", "accuracy")]  # fmt: skip
+    sums = [
+        (count * torch.tensor([[v or 0.0 for v in b[key]] for b in bins], dtype=torch.float64)).sum(0)
+        for key in ("confidence", "accuracy")
+    ]
     count = count.sum(0)
     confidence, accuracy = (100 * s[count > 0] / count[count > 0] for s in sums)
     share = count[count > 0] / count.sum()
@@ -113,8 +139,11 @@ def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results
         axes.set_yticklabels([longest] * most)  # room for it in the layout
 
         def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
-            able = {"can_train": train == "yes", "has_validation": validation == "yes",
-                    "has_images": old_images == "yes"}  # fmt: skip
+            able = {
+                "can_train": train == "yes",
+                "has_validation": validation == "yes",
+                "has_images": old_images == "yes",
+            }
             found = advise(results[data], **able, care=care)
             possible = {name for name, _, _ in found}
             shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
@@ -131,8 +160,10 @@ def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results
             axes.set_title(have, fontsize=9)
             name, mean, spread = found[0]
             rest = f" Grey: {len(shown) - len(found)} that you cannot use." if len(shown) > len(found) else ""
-            return (f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: "
-                    f"{len(found)} methods; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}")  # fmt: skip
+            return (
+                f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: "
+                f"{len(found)} methods; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}"
+            )
 
         return update
 

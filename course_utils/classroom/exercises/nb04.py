@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ..decoupling import NearestClassMean, tau_normalize
-from ..sampling import ProgressivelyBalancedSampler, class_probabilities
+from ...decoupling import NearestClassMean, tau_normalize
+from ...sampling import ProgressivelyBalancedSampler, class_probabilities
 from . import Exercise, Wrong, expect_close
 
 # ---- 4.1: the chance of each class ---------------------------------------------------------------------------------
@@ -194,8 +194,14 @@ EXERCISES = {
         goal="the nearest class mean of every image, after centring and normalizing.",
         verify=_verify_nearest_mean,
         solution=nearest_mean,
-        mutants=(_not_centered, _not_normalized, _test_images_untreated, _own_center, _means_normalized_again,
-                 _farthest),
+        mutants=(
+            _not_centered,
+            _not_normalized,
+            _test_images_untreated,
+            _own_center,
+            _means_normalized_again,
+            _farthest,
+        ),
     ),
     "4.4": Exercise(
         goal="the logits of the tau-normalized classifier, made from the logits of the trained one.",

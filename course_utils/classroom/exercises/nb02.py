@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..heads import CosineClassifier, cosine_loss_floor
+from ...heads import CosineClassifier, cosine_loss_floor
 from . import Exercise, Wrong, expect_close
 
 # ---- 2.1: cosine logits --------------------------------------------------------------------------------------------

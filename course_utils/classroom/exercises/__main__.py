@@ -1,4 +1,4 @@
-"""`python -m course_utils.exercises`: write every solution into its notebook. With --check: only say what is stale."""
+"""`python -m course_utils.classroom.exercises`: write solutions into the notebooks; --check: only say what is stale."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import nbformat
 
-from ..runtime import write_atomically
+from ...runtime import write_atomically
 from . import Exercise
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
 BLOCK = re.compile(r"(<details>\n<summary>Solution</summary>\n\n```python\n).*?(```\n\n</details>)", re.DOTALL)
 
 

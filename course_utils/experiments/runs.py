@@ -18,10 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..methods import METHODS, trainings_of
+from ..runtime import progress_bar, write_atomically
 from .cluster import on_cluster
-from .experiments import jobs_or_default, side_by_side
-from .methods import METHODS, trainings_of
-from .runtime import progress_bar, write_atomically
+from .grid import jobs_or_default, side_by_side
 from .studies import Study, run_cell
 
 
@@ -82,9 +82,7 @@ def run_study(
 
 def _timed_cell(settings, training, methods, seed, source, skip_broken, checkpoint=None) -> dict[str, Any]:
     started = time.perf_counter()
-    cell = run_cell(
-        settings, training, methods, seed, source=source, skip_broken=skip_broken, checkpoint=checkpoint
-    )
+    cell = run_cell(settings, training, methods, seed, source=source, skip_broken=skip_broken, checkpoint=checkpoint)
     return cell | {"seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -118,8 +116,11 @@ def _finished(path: Path, settings: Mapping[str, Any], methods: list[str]) -> di
 
 
 def check_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    odd = [f"{k} {found.get(k)!r} instead of {wanted.get(k)!r}" for k in {**wanted, **found}
-           if found.get(k) != wanted.get(k)]  # fmt: skip
+    odd = [
+        f"{k} {found.get(k)!r} instead of {wanted.get(k)!r}"
+        for k in {**wanted, **found}
+        if found.get(k) != wanted.get(k)
+    ]
     if odd:
         raise ValueError(f"{path} was made with other settings: {', '.join(odd)}; use another folder (--out)")
 
@@ -140,8 +141,13 @@ def _ask(folder: Path, name: str, study: Study, settings: dict[str, Any]) -> Non
         old = read_json(path)
         check_settings(old["settings"], settings, path)
         name, methods, seeds = old["study"], methods | set(old["methods"]), seeds | set(old["seeds"])
-    content = {"study": name, "what": study.what, "settings": settings,
-               "methods": [m for m in METHODS if m in methods], "seeds": sorted(seeds)}  # fmt: skip
+    content = {
+        "study": name,
+        "what": study.what,
+        "settings": settings,
+        "methods": [m for m in METHODS if m in methods],
+        "seeds": sorted(seeds),
+    }
     if not path.is_file() or read_json(path) != content:
         _write(path, content)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from scipy.stats import spearmanr
 
-from ..data import exponential_counts
-from ..heads import row_norms
-from ..metrics import balanced_accuracy, shot_accuracy
+from ...data import exponential_counts
+from ...heads import row_norms
+from ...metrics import balanced_accuracy, shot_accuracy
 from . import Exercise, Wrong, expect_close
 
 # ---- 1.1: plain and balanced accuracy ------------------------------------------------------------------------------
@@ -142,8 +142,12 @@ def _verify_norms(answer):
         weight = torch.randn(classes, dim, generator=generator) * torch.rand(classes, 1, generator=generator)
         counts = torch.randperm(1000, generator=generator)[:classes]
         want = spearmanr(row_norms(weight).numpy(), counts.numpy()).statistic
-        expect_close(answer(weight.clone(), counts.clone()), float(want),
-                     f"rank correlation for a {classes} x {dim} weight matrix", tolerance=1e-3)  # fmt: skip
+        expect_close(
+            answer(weight.clone(), counts.clone()),
+            float(want),
+            f"rank correlation for a {classes} x {dim} weight matrix",
+            tolerance=1e-3,
+        )
 
 
 def _column_norms(weight, counts):

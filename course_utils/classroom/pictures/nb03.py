@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...metrics import confusion_matrix, error_blocks
 from ..figures import BLUE, GREEN, GREY, PURPLE, SKY, VERMILLION
-from ..metrics import confusion_matrix, error_blocks
 
 
 def draw_confusion(axes: Axes, predictions: Tensor, labels: Tensor, names: Sequence[str], old: int) -> dict:
@@ -41,8 +41,12 @@ def move_confusion(artists: dict, predictions: Tensor, labels: Tensor, old: int)
     artists["lines"][1].set_xdata([old - 0.5] * 2)
 
 
-def phase_picture(predictions: Mapping[str, Sequence[Tensor]], labels: Tensor, maps: Mapping[str, Sequence[tuple]],
-                  phases: Sequence[str]):  # fmt: skip
+def phase_picture(
+    predictions: Mapping[str, Sequence[Tensor]],
+    labels: Tensor,
+    maps: Mapping[str, Sequence[tuple]],
+    phases: Sequence[str],
+):
     """Left: confusion matrix after a phase. Right: the feature map of the same moment, old letters grey, new ones red.
 
     predictions: for each method, one tensor a phase. labels: (N,) of all test images in the order of arrival.
@@ -60,8 +64,9 @@ def phase_picture(predictions: Mapping[str, Sequence[Tensor]], labels: Tensor, m
         texts = [right.text(0, 0, name, ha="center", va="center", fontsize=9, clip_on=True) for name in names]
         every = np.concatenate([points for parts in maps.values() for points, _ in parts])
         low, high = every.min(0) - 1, every.max(0) + 1
-        right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], xlabel="UMAP 1",
-                  ylabel="UMAP 2")  # fmt: skip
+        right.set(
+            xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2"
+        )
         right.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
         def update(method: str, phase: int) -> str:
@@ -79,8 +84,10 @@ def phase_picture(predictions: Mapping[str, Sequence[Tensor]], labels: Tensor, m
             if not phase:
                 return f"{method}, phase 0: the first {seen} letters."
             blocks = error_blocks(predictions[method][phase], known, old)
-            return (f"{method}, phase {phase}, {phases[phase]} are new: {100 * blocks['old_to_new']:.1f} % of the old "
-                    f"images are called new, {100 * blocks['new_to_old']:.1f} % of the new ones old.")  # fmt: skip
+            return (
+                f"{method}, phase {phase}, {phases[phase]} are new: {100 * blocks['old_to_new']:.1f} % of the old "
+                f"images are called new, {100 * blocks['new_to_old']:.1f} % of the new ones old."
+            )
 
         return update
 
@@ -100,8 +107,12 @@ def margin_picture(own: Tensor, nearest: Tensor):
         (wrong,) = axes.plot([], [], "x", color=VERMILLION, markersize=3, alpha=0.5, label="margin violated: pushed")
         (border,) = axes.plot([], [], color="black", linewidth=1.2, label="border: own - new = margin")
         axes.plot([-1, 1], [-1, 1], ":", color="black", linewidth=1, label="called new above this line")
-        axes.set(xlim=(-0.25, 1.02), ylim=(-0.75, 1.02), xlabel="cosine with the own (old) class",
-                 ylabel="cosine with a near new class")  # fmt: skip
+        axes.set(
+            xlim=(-0.25, 1.02),
+            ylim=(-0.75, 1.02),
+            xlabel="cosine with the own (old) class",
+            ylabel="cosine with a near new class",
+        )
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
         def update(margin: float, k: int) -> str:
@@ -111,8 +122,10 @@ def margin_picture(own: Tensor, nearest: Tensor):
                 dots.set_data(x[which].numpy(), y[which].numpy())
             ends = torch.tensor([-1.0, 1.02])
             border.set_data(ends.numpy(), (ends - margin).numpy())
-            return (f"Margin {margin:g}, {k} of {most} new classes: {100 * (loss > 0).double().mean():.0f} % of the "
-                    f"pairs are pushed, mean loss {loss.mean():.3f}.")  # fmt: skip
+            return (
+                f"Margin {margin:g}, {k} of {most} new classes: {100 * (loss > 0).double().mean():.0f} % of the "
+                f"pairs are pushed, mean loss {loss.mean():.3f}."
+            )
 
         return update
 
@@ -174,8 +187,15 @@ def draw_error_pairs(axes: Axes, errors: Mapping[str, tuple[float, float]]) -> A
     """For each method two bars, in %: old images called new, new images called old."""
     rows = range(len(errors))
     for i, (text, color) in enumerate((("old called new", VERMILLION), ("new called old", BLUE))):
-        axes.barh([r - 0.2 + 0.4 * i for r in rows], [pair[i] for pair in errors.values()], 0.38, color=color,
-                  hatch="//" * i, edgecolor="white", label=text)  # fmt: skip
+        axes.barh(
+            [r - 0.2 + 0.4 * i for r in rows],
+            [pair[i] for pair in errors.values()],
+            0.38,
+            color=color,
+            hatch="//" * i,
+            edgecolor="white",
+            label=text,
+        )
     axes.set_yticks(rows, errors)
     axes.invert_yaxis()
     axes.set_xlabel("errors after the last phase, % of old or of new images")

@@ -54,8 +54,13 @@ class Canvas:
         return png.getvalue(), sentence
 
 
-def explore(picture: Picture, *, size: tuple[float, float] = (8, 3.6), start: dict[str, Any] | None = None,
-            **positions: Sequence[Any]) -> None:  # fmt: skip
+def explore(
+    picture: Picture,
+    *,
+    size: tuple[float, float] = (8, 3.6),
+    start: dict[str, Any] | None = None,
+    **positions: Sequence[Any],
+) -> None:
     """Show one slider for each setting, a sentence, and the picture, all live.
 
     Args:

@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import math
 import os
 import queue
 from collections import deque
@@ -23,7 +22,7 @@ import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from .runtime import progress_bar, write_atomically
+from ..runtime import progress_bar, write_atomically
 
 
 def run_grid(
@@ -91,9 +90,7 @@ def jobs_or_default(jobs: int | None) -> int:
     return min(int(jobs), 4) if torch.cuda.is_available() else int(jobs)
 
 
-def side_by_side(
-    function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int
-) -> Iterator[tuple[Any, Any]]:
+def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int) -> Iterator[tuple[Any, Any]]:
     """(key, function(*calls[key])) for every key, as they come, in `jobs` processes.
 
     Starting a process takes seconds, so this one works too: jobs - 1 others. After an error nothing new is started.
@@ -171,14 +168,3 @@ def _read_result(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))["result"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no result of run_grid(); delete it, and its cell is run again") from error
-
-
-def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (divided by n - 1; NaN for one seed)."""
-    values = list(values)
-    if not values:
-        raise ValueError("values: got none; allowed: at least one")
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return mean, math.nan
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))

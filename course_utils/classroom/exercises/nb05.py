@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..losses import FocalLoss, LDAMLoss, effective_number_weights, ldam_margins
-from ..schedules import drw_weights
+from ...losses import FocalLoss, LDAMLoss, drw_weights, effective_number_weights, ldam_margins
 from . import Exercise, expect_close
 
 # ---- 5.1: one margin for each class --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tables that take too long for a notebook: `python -m course_utils.tables ldam` makes data/results/ldam_table.json.
+"""Tables that take too long for a notebook: `python -m course_utils.experiments.tables ldam`.
 
 Every cell of a table is kept as soon as it is done (in data/results/*.parts, which git ignores), so a run that was
 stopped goes on where it was. A notebook shows the file; a test runs one cell anew and compares.
@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .data import english_letter_counts, load_images, long_tailed, step_counts
-from .experiments import mean_and_spread, run_grid
-from .heads import CosineClassifier
-from .losses import (
+from ..data import english_letter_counts, load_images, long_tailed, step_counts
+from ..heads import CosineClassifier
+from ..losses import (
+    DeferredReweighting,
     FocalLoss,
     LDAMHingeLoss,
     LDAMLoss,
@@ -29,22 +29,38 @@ from .losses import (
     inverse_frequency_weights,
     ldam_margins,
 )
-from .metrics import per_class_accuracy, shot_accuracy
-from .networks import SmallCNN
-from .runtime import write_atomically
-from .sampling import ClassBalancedSampler
-from .schedules import DeferredResampler, DeferredReweighting, step_schedule
-from .training import fit, predict
+from ..metrics import mean_and_spread, per_class_accuracy, shot_accuracy
+from ..networks import SmallCNN
+from ..runtime import write_atomically
+from ..sampling import ClassBalancedSampler, DeferredResampler
+from ..training import fit, predict, step_schedule
+from .grid import run_grid
 
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 PROFILES = {"long tail": english_letter_counts(500), "step": step_counts(26, 300, 100)}  # about as many images each
 LDAM_METHODS = (
-    "ERM", "re-weighting", "re-sampling", "class-balanced", "focal", "class-balanced focal", "LDAM", "LDAM-hinge",
-    "CE + DRW", "CE + DRS", "uniform margin + DRW", "LDAM + DRS", "LDAM + DRW", "balanced data",
-)  # fmt: skip
+    "ERM",
+    "re-weighting",
+    "re-sampling",
+    "class-balanced",
+    "focal",
+    "class-balanced focal",
+    "LDAM",
+    "LDAM-hinge",
+    "CE + DRW",
+    "CE + DRS",
+    "uniform margin + DRW",
+    "LDAM + DRS",
+    "LDAM + DRW",
+    "balanced data",
+)
 AT = 0.6  # the moment of deferral and of the first drop of the learning rate, as a share of training
-CHOICES = {"lr of cross-entropy": [0.05, 0.1], "lr of LDAM": [0.05, 0.1], "beta": [0.9, 0.99, 0.999],
-           "gamma": [0.5, 1.0, 2.0]}  # fmt: skip
+CHOICES = {
+    "lr of cross-entropy": [0.05, 0.1],
+    "lr of LDAM": [0.05, 0.1],
+    "beta": [0.9, 0.99, 0.999],
+    "gamma": [0.5, 1.0, 2.0],
+}
 CHOSEN = {"lr of cross-entropy": 0.1, "lr of LDAM": 0.05, "beta": 0.99, "gamma": 2.0}
 
 
@@ -108,8 +124,12 @@ def _sampler(method: str, labels: torch.Tensor, epochs: int, seed: int):
 
 def ldam_choice(name: str, value: float) -> dict[str, float]:
     """Balanced accuracy on validation typefaces, long tail, seed 0, with one of `CHOSEN` replaced."""
-    method = {"lr of cross-entropy": "CE + DRW", "lr of LDAM": "LDAM + DRW", "beta": "class-balanced",
-              "gamma": "focal"}[name]  # fmt: skip
+    method = {
+        "lr of cross-entropy": "CE + DRW",
+        "lr of LDAM": "LDAM + DRW",
+        "beta": "class-balanced",
+        "gamma": "focal",
+    }[name]
     cell = ldam_cell(method, "long tail", 0, chosen={**CHOSEN, name: value})
     return {"validation": cell["validation"]}
 

@@ -57,8 +57,11 @@ class Arm:
     k: int = 2
 
     def __post_init__(self):
-        allowed = {"head": ("linear", "cosine"), "distill": ("none", "logits", "scores", "features"),
-                   "correct": ("none", "align", "bias", "fine-tune")}  # fmt: skip
+        allowed = {
+            "head": ("linear", "cosine"),
+            "distill": ("none", "logits", "scores", "features"),
+            "correct": ("none", "align", "bias", "fine-tune"),
+        }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed: {', '.join(values)}")
@@ -145,8 +148,15 @@ class PhaseObjective:
     in its order, and no augmentation), the teacher looks at them once, instead of at every batch of every epoch.
     """
 
-    def __init__(self, arm: Arm, teacher: ImageClassifier, num_old: int, num_new: int,
-                 correction: BiasCorrection | None = None, images: LabeledImages | None = None):  # fmt: skip
+    def __init__(
+        self,
+        arm: Arm,
+        teacher: ImageClassifier,
+        num_old: int,
+        num_new: int,
+        correction: BiasCorrection | None = None,
+        images: LabeledImages | None = None,
+    ):
         if arm.separate and arm.k > num_new:
             raise ValueError(f"k: got {arm.k}; allowed: 1 to {num_new}, the number of new classes")
         self.arm, self.num_old, self.num_new, self.correction = arm, num_old, num_new, correction

@@ -1,6 +1,6 @@
 """Execute notebooks from top to bottom and keep their outputs: the one way committed outputs are made.
 
-`python -m course_utils.build` executes all notebooks, `python -m course_utils.build 01 03` those: a number, a name
+`python -m course_utils.classroom.notebooks` executes all of them, with `01 03` those: a number, a name
 or a path.
 """
 
@@ -23,9 +23,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from PIL import Image
 
-from .runtime import write_atomically
+from ..runtime import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class ThisPython(KernelSpecManager):

@@ -1,6 +1,6 @@
 """Exercises: a stub raises `Todo`, `check("1.1", answer)` says what is right or wrong, and mutants test the check.
 
-The exercises of notebook 01 are data in `nb01.py`, and so on. `python -m course_utils.exercises` writes their
+The exercises of notebook 01 are data in `nb01.py`, and so on. `python -m course_utils.classroom.exercises` writes their
 solutions into the notebooks.
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..metrics import open_set_f_measure
-from ..openworld import centroid_distances, class_centroids
+from ...metrics import open_set_f_measure
+from ...openworld import centroid_distances, class_centroids
 from . import Exercise, Wrong, expect_close
 
 # ---- 6.1: one centroid for every class -----------------------------------------------------------------------------
@@ -158,10 +158,12 @@ def open_f(predictions, labels):
 
 
 def _verify_open_f(answer):
-    cases = [([0, 1, 2, -1, -1], [0, 1, 2, -1, -1], "everything right"),
-             ([0, 1, -1, -1, -1], [0, 1, 2, -1, -1], "one known image rejected"),
-             ([0, 1, 1, 2, -1], [0, 1, 2, -1, -1], "one known image wrong, one open image accepted"),
-             ([0, -1, -1, 0, 0], [0, 1, 2, -1, -1], "two known images rejected, both open ones accepted")]  # fmt: skip
+    cases = [
+        ([0, 1, 2, -1, -1], [0, 1, 2, -1, -1], "everything right"),
+        ([0, 1, -1, -1, -1], [0, 1, 2, -1, -1], "one known image rejected"),
+        ([0, 1, 1, 2, -1], [0, 1, 2, -1, -1], "one known image wrong, one open image accepted"),
+        ([0, -1, -1, 0, 0], [0, 1, 2, -1, -1], "two known images rejected, both open ones accepted"),
+    ]
     for predictions, labels, case in cases:
         said, truth = torch.tensor(predictions), torch.tensor(labels)
         expect_close(answer(said.clone(), truth.clone()), open_set_f_measure(said, truth), f"F with {case}")
@@ -217,8 +219,14 @@ EXERCISES = {
         goal="g (f + tanh(selector) * (softmax(hallucinator) @ M)) for every image.",
         verify=_verify_meta,
         solution=meta_embedding,
-        mutants=(_weights_not_normalized, _softmax_over_images, _sigmoid, _selects_the_feature,
-                 _memory_always_reachable, _divides),
+        mutants=(
+            _weights_not_normalized,
+            _softmax_over_images,
+            _sigmoid,
+            _selects_the_feature,
+            _memory_always_reachable,
+            _divides,
+        ),
     ),
     "6.4": Exercise(
         goal="the F-measure as the released code counts it; -1 is open.",

@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...metrics import GROUPS
 from ..figures import BLUE, GREY, GROUP_COLORS, GROUP_HATCHES, ORANGE, VERMILLION
-from ..metrics import GROUPS
 
 
 def bound(share: float | np.ndarray, ratio: float, rare: int = 10) -> float | np.ndarray:
@@ -50,21 +50,31 @@ def trade_off_picture(rare: int = 10):
             best.set_data([best_share(ratio)], [bound(best_share(ratio), ratio, rare)])
             here.set_data([share], [bound(share, ratio, rare)])
             border.set_xdata([share, share])
-            for band, text, start, width, name in zip(bands, labels, (0, share), (share, 1 - share),
-                                                      ("frequent", "rare"), strict=True):  # fmt: skip
+            for band, text, start, width, name in zip(
+                bands, labels, (0, share), (share, 1 - share), ("frequent", "rare"), strict=True
+            ):
                 band.set(x=start, width=width)
                 text.set(x=start + width / 2, text=f"{name}\n{width:.2f}")
             more = bound(share, ratio, rare) / bound(best_share(ratio), ratio, rare) - 1
-            return (f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound "
-                    f"{100 * more:.0f} % above its minimum, which is at {best_share(ratio):.2f}.")  # fmt: skip
+            return (
+                f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound "
+                f"{100 * more:.0f} % above its minimum, which is at {best_share(ratio):.2f}."
+            )
 
         return update
 
     return picture
 
 
-def margin_circle(axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, margins: Sequence[float],
-                  names: Sequence[str], colors: Sequence[str]) -> Axes:  # fmt: skip
+def margin_circle(
+    axes: Axes,
+    weight: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    margins: Sequence[float],
+    names: Sequence[str],
+    colors: Sequence[str],
+) -> Axes:
     """A cosine head on 2-D features. Only directions count, so all lies on the unit circle: rows as arrows, images as
     dots outside; the thick arc of a class is where it wins by at least its margin, the thin grey rest by less."""
     angles = np.linspace(0, 2 * np.pi, 1441)
@@ -78,8 +88,14 @@ def margin_circle(axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, 
         safe = circle[(winner == j) & (lead >= margins[j])]
         axes.plot(*safe.T, ".", color=color, markersize=7)
         axes.annotate("", rows[j] * 0.92, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2})
-        axes.text(*(rows[j] * 0.6), name, color="black", ha="center", va="center",
-                  bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": color})  # fmt: skip
+        axes.text(
+            *(rows[j] * 0.6),
+            name,
+            color="black",
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": color},
+        )
         mine = dots[(labels == j).numpy()]
         radius = 1.1 + 0.1 * j
         axes.plot(*(radius * mine).T, ".", color=color, markersize=4, alpha=0.4)
@@ -98,14 +114,20 @@ def runs_maps(axes: Sequence[Axes], rows: Sequence[Mapping[str, float]]) -> None
     sizes, scales = ([*dict.fromkeys(row[key] for row in rows)] for key in ("max_margin", "scale"))
     for ax, (start, lr) in zip(axes, sorted({(row["start"], -row["lr"]) for row in rows}), strict=True):
         runs = {(row["max_margin"], row["scale"]): row for row in rows if (row["start"], -row["lr"]) == (start, lr)}
-        ax.imshow([[100 * runs[m, s]["all"] for s in scales] for m in sizes], vmin=0, vmax=100, cmap="cividis",
-                  aspect="auto")  # fmt: skip
+        ax.imshow(
+            [[100 * runs[m, s]["all"] for s in scales] for m in sizes], vmin=0, vmax=100, cmap="cividis", aspect="auto"
+        )
         for (m, s), run in runs.items():
             style = {"ha": "center", "color": "black" if run["all"] > 0.5 else "white"}
             ax.text(scales.index(s), sizes.index(m), f"{100 * run['all']:.0f}", va="bottom", **style)
             ax.text(scales.index(s), sizes.index(m) + 0.1, f"{run['alive']}", va="top", fontsize=7, **style)
-        ax.set(xticks=range(len(scales)), xticklabels=[f"{s:g}" for s in scales], xlabel="scale",
-               yticks=range(len(sizes)), yticklabels=[f"{m:g}" for m in sizes])  # fmt: skip
+        ax.set(
+            xticks=range(len(scales)),
+            xticklabels=[f"{s:g}" for s in scales],
+            xlabel="scale",
+            yticks=range(len(sizes)),
+            yticklabels=[f"{m:g}" for m in sizes],
+        )
         ax.set_title(f"weights {_moment(start)},\nlearning rate {-lr:g}", fontsize=10)
         ax.grid(visible=False)
     axes[0].set_ylabel("largest margin")
@@ -125,8 +147,13 @@ def runs_picture(rows: Sequence[Mapping[str, float]]):
     def picture(figure: Figure):
         axes = figure.subplots()
         names = (*GROUPS, "all")
-        bars = axes.bar(names, [0] * 4, color=[GROUP_COLORS[n] for n in names], hatch=[GROUP_HATCHES[n] for n in names],
-                        edgecolor="white")  # fmt: skip
+        bars = axes.bar(
+            names,
+            [0] * 4,
+            color=[GROUP_COLORS[n] for n in names],
+            hatch=[GROUP_HATCHES[n] for n in names],
+            edgecolor="white",
+        )
         texts = [axes.text(k, 0, "", ha="center", va="bottom") for k in range(4)]
         for bar, name in zip(bars, names, strict=True):
             x = bar.get_x(), bar.get_x() + bar.get_width()
@@ -138,8 +165,10 @@ def runs_picture(rows: Sequence[Mapping[str, float]]):
             for bar, text, name in zip(bars, texts, names, strict=True):
                 bar.set_height(100 * row[name])
                 text.set(y=100 * row[name], text=f"{100 * row[name]:.0f}")
-            return (f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}, learning rate "
-                    f"{lr:g}: balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs.")  # fmt: skip
+            return (
+                f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}, learning rate "
+                f"{lr:g}: balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs."
+            )
 
         return update
 

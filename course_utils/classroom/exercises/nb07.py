@@ -6,9 +6,7 @@ import math
 
 import torch
 
-from ..experiments import mean_and_spread
-from ..metrics import calibration_error
-from ..reports import bootstrap_interval
+from ...metrics import bootstrap_interval, calibration_error, mean_and_spread
 from . import Exercise, expect_close
 
 # ---- 7.1: paired differences ---------------------------------------------------------------------------------------
@@ -64,8 +62,12 @@ def _second_minus_first(first, second):
 
 def honest(runs, budget):
     fair = [run for run in runs if run["budget"] == budget]
-    mean = {m: {part: mean_and_spread(run[part] for run in fair if run["method"] == m)[0]
-                for part in ("validation", "test")} for m in {run["method"] for run in fair}}
+    mean = {
+        m: {
+            part: mean_and_spread(run[part] for run in fair if run["method"] == m)[0] for part in ("validation", "test")
+        }
+        for m in {run["method"] for run in fair}
+    }
     best = max(mean, key=lambda m: mean[m]["validation"])
     return mean[best]["test"]
 
@@ -75,19 +77,37 @@ def _runs(table):
 
 
 _CHOICES = (
-    (_runs([("A", 100, [(80, 79), (82, 81)]), ("B", 100, [(79, 88), (81, 84)]), ("C", 100, [(70, 71), (72, 69)])]), 100,
-     "when the test set prefers another method"),
-    (_runs([("A", 100, [(80, 78), (81, 77)]), ("B", 100, [(70, 71), (90, 85)]), ("C", 100, [(79, 80), (80, 79)])]), 100,
-     "when one lucky seed is the highest of all"),
-    (_runs([("A", 200, [(90, 91), (92, 90)]), ("B", 100, [(80, 76), (84, 78)]), ("C", 100, [(81, 79), (82, 78)])]), 100,
-     "when one method had twice the budget"),
-    (_runs([("C", 50, [(60, 63), (64, 62)]), ("A", 50, [(66, 61), (64, 60)]), ("B", 100, [(90, 95), (91, 94)])]), 50,
-     "with a small budget"),
-    (_runs([("A", 100, [(78, 70), (80, 72)]), ("A", 200, [(90, 82), (92, 84)]), ("B", 100, [(81, 75), (83, 77)])]), 100,
-     "when one method was also run with twice the budget"),
-    (_runs([("A", 100, [(84, 70), (86, 72)]), ("A", 200, [(85, 90), (87, 92)]), ("B", 100, [(81, 75), (83, 77)])]), 100,
-     "when a run with twice the budget is of the same method"),
-)  # fmt: skip
+    (
+        _runs([("A", 100, [(80, 79), (82, 81)]), ("B", 100, [(79, 88), (81, 84)]), ("C", 100, [(70, 71), (72, 69)])]),
+        100,
+        "when the test set prefers another method",
+    ),
+    (
+        _runs([("A", 100, [(80, 78), (81, 77)]), ("B", 100, [(70, 71), (90, 85)]), ("C", 100, [(79, 80), (80, 79)])]),
+        100,
+        "when one lucky seed is the highest of all",
+    ),
+    (
+        _runs([("A", 200, [(90, 91), (92, 90)]), ("B", 100, [(80, 76), (84, 78)]), ("C", 100, [(81, 79), (82, 78)])]),
+        100,
+        "when one method had twice the budget",
+    ),
+    (
+        _runs([("C", 50, [(60, 63), (64, 62)]), ("A", 50, [(66, 61), (64, 60)]), ("B", 100, [(90, 95), (91, 94)])]),
+        50,
+        "with a small budget",
+    ),
+    (
+        _runs([("A", 100, [(78, 70), (80, 72)]), ("A", 200, [(90, 82), (92, 84)]), ("B", 100, [(81, 75), (83, 77)])]),
+        100,
+        "when one method was also run with twice the budget",
+    ),
+    (
+        _runs([("A", 100, [(84, 70), (86, 72)]), ("A", 200, [(85, 90), (87, 92)]), ("B", 100, [(81, 75), (83, 77)])]),
+        100,
+        "when a run with twice the budget is of the same method",
+    ),
+)
 
 
 def _verify_honest(answer):

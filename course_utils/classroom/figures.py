@@ -22,25 +22,40 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 from torch import Tensor
 
-from .data import exponential_counts, step_counts
-from .heads import equalize_biases, equalize_norms, row_norms
-from .metrics import GROUPS, per_class_accuracy, shot_accuracy, shot_groups
+from ..data import exponential_counts, step_counts
+from ..heads import equalize_biases, equalize_norms, row_norms
+from ..metrics import GROUPS, per_class_accuracy, shot_accuracy, shot_groups
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
 BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = (
-    "#0072B2", "#009E73", "#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#777777",
-)  # fmt: skip
+    "#0072B2",
+    "#009E73",
+    "#D55E00",
+    "#E69F00",
+    "#56B4E9",
+    "#CC79A7",
+    "#777777",
+)
 GROUP_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION, "all": "#222222"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
 GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
 GROUP_LABELS = {"many": "many (> 100 images)", "medium": "medium (20 to 100)", "few": "few (< 20)", "all": "all"}
 
 STYLE = {
-    "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.08, "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.axisbelow": True, "legend.frameon": False, "hatch.linewidth": 0.6, "image.interpolation": "nearest",
-}  # fmt: skip
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "image.interpolation": "nearest",
+}
 plt.rcParams.update(STYLE)
 
 
@@ -64,12 +79,19 @@ def axes_grid(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: fl
 
 
 def group_of(counts: Sequence[int]) -> list[str]:
-    """"many", "medium" or "few" for every class."""
+    """ "many", "medium" or "few" for every class."""
     return [GROUPS[g] for g in shot_groups(counts).tolist()]
 
 
-def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts: Sequence[int], *,
-               order: Sequence[int] | None = None, label_few: bool = False) -> Axes:  # fmt: skip
+def class_bars(
+    axes: Axes,
+    values: Sequence[float],
+    names: Sequence[str],
+    counts: Sequence[int],
+    *,
+    order: Sequence[int] | None = None,
+    label_few: bool = False,
+) -> Axes:
     """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right.
     `label_few` writes the values of the few group above its bars, which may be too low to see."""
     order = list(range(len(names))) if order is None else list(order)
@@ -88,17 +110,22 @@ def class_bars(axes: Axes, values: Sequence[float], names: Sequence[str], counts
 def group_legend(axes: Axes, names: Sequence[str] = GROUPS, *, bars: bool = False, **options) -> Axes:
     """Legend of the groups: colour and marker, or colour and hatch for bars."""
     if bars:
-        handles = [Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], edgecolor="white", label=GROUP_LABELS[n])
-                   for n in names]  # fmt: skip
+        handles = [
+            Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], edgecolor="white", label=GROUP_LABELS[n])
+            for n in names
+        ]
     else:
-        handles = [Line2D([], [], color=GROUP_COLORS[n], marker=GROUP_MARKERS[n], linestyle="", label=GROUP_LABELS[n])
-                   for n in names]  # fmt: skip
+        handles = [
+            Line2D([], [], color=GROUP_COLORS[n], marker=GROUP_MARKERS[n], linestyle="", label=GROUP_LABELS[n])
+            for n in names
+        ]
     axes.legend(handles=handles, **options)
     return axes
 
 
-def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]], *,
-                 groups: Sequence[str] = (*GROUPS, "all")) -> Axes:  # fmt: skip
+def group_points(
+    axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]], *, groups: Sequence[str] = (*GROUPS, "all")
+) -> Axes:
     """Accuracy by group for several methods: every seed a small point, the mean a large one.
 
     results: for each method the list of `shot_accuracy()` dictionaries, one a seed.
@@ -120,15 +147,27 @@ def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]
 def group_lines(axes: Axes, x: Sequence[float], results: Sequence[Mapping[str, float]]) -> Axes:
     """Accuracy by group along a setting: one `shot_accuracy()` dictionary for each value of x."""
     for group in (*GROUPS, "all"):
-        axes.plot(x, [100 * result[group] for result in results], color=GROUP_COLORS[group],
-                  marker=GROUP_MARKERS[group], markersize=5, label=GROUP_LABELS[group])  # fmt: skip
+        axes.plot(
+            x,
+            [100 * result[group] for result in results],
+            color=GROUP_COLORS[group],
+            marker=GROUP_MARKERS[group],
+            markersize=5,
+            label=GROUP_LABELS[group],
+        )
     axes.set_ylim(0, 102)
     axes.legend(loc="lower right")
     return axes
 
 
-def letter_scatter(axes: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str],
-                   counts: Sequence[int], labels: str | Sequence[str]) -> Axes:  # fmt: skip
+def letter_scatter(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    names: Sequence[str],
+    counts: Sequence[int],
+    labels: str | Sequence[str],
+) -> Axes:
     """Classes as points in the colour and marker of their group; the names in `labels` are written beside theirs."""
     for name, group, px, py in zip(names, group_of(counts), x, y, strict=True):
         axes.plot(px, py, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markersize=5, linestyle="")
@@ -172,21 +211,54 @@ def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 120
     return (places @ weight.T + bias).argmax(1).reshape(points, points).cpu().numpy()
 
 
-def feature_plane(axes: Axes, weight: Tensor, bias: Tensor, counts: Sequence[int], names: Sequence[str],
-                  extent: float, arrow_scale: float) -> dict:  # fmt: skip
+def feature_plane(
+    axes: Axes,
+    weight: Tensor,
+    bias: Tensor,
+    counts: Sequence[int],
+    names: Sequence[str],
+    extent: float,
+    arrow_scale: float,
+) -> dict:
     """Decision regions of a linear head on 2-D features and its rows as arrows from the origin.
 
     Returns the artists, for `move_feature_plane()`.
     """
-    picture = axes.imshow(plane_regions(weight, bias, extent), origin="lower", extent=[-extent, extent] * 2,
-                          cmap=ListedColormap(region_colors(counts)), vmin=-0.5, vmax=len(names) - 0.5)  # fmt: skip
+    picture = axes.imshow(
+        plane_regions(weight, bias, extent),
+        origin="lower",
+        extent=[-extent, extent] * 2,
+        cmap=ListedColormap(region_colors(counts)),
+        vmin=-0.5,
+        vmax=len(names) - 0.5,
+    )
     lines, texts = [], []
     for name, group, (x, y) in zip(names, group_of(counts), (arrow_scale * weight).tolist(), strict=True):
-        lines += axes.plot([0, x], [0, y], color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markevery=[1],
-                           markersize=6, markeredgecolor="white", linewidth=1.5, zorder=5)  # fmt: skip
-        texts.append(axes.annotate(name, (x, y), _beyond(x, y), textcoords="offset points", fontsize=9, ha="center",
-                                   va="center", annotation_clip=True, zorder=6,
-                                   path_effects=[withStroke(linewidth=2, foreground="white")]))  # fmt: skip
+        lines += axes.plot(
+            [0, x],
+            [0, y],
+            color=GROUP_COLORS[group],
+            marker=GROUP_MARKERS[group],
+            markevery=[1],
+            markersize=6,
+            markeredgecolor="white",
+            linewidth=1.5,
+            zorder=5,
+        )
+        texts.append(
+            axes.annotate(
+                name,
+                (x, y),
+                _beyond(x, y),
+                textcoords="offset points",
+                fontsize=9,
+                ha="center",
+                va="center",
+                annotation_clip=True,
+                zorder=6,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )
+        )
     axes.grid(visible=False)
     axes.set(xlabel="feature 1", ylabel="feature 2", xlim=(-extent, extent), ylim=(-extent, extent))
     return {"picture": picture, "lines": lines, "texts": texts, "extent": extent, "scale": arrow_scale}
@@ -266,8 +338,14 @@ def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = (
     return picture
 
 
-def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, counts: Sequence[int],
-                 plane: tuple[Tensor, Tensor, Sequence[int], Sequence[str], float]):  # fmt: skip
+def norm_picture(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    counts: Sequence[int],
+    plane: tuple[Tensor, Tensor, Sequence[int], Sequence[str], float],
+):
     """Left: accuracy by group when the norms (and biases) of a head are equalized by `strength`. Right: the decision
     regions of a second head on 2-D features, `plane` = (weight, bias, counts, names, extent), treated the same way."""
     flat_weight, flat_bias, flat_counts, flat_names, extent = plane
@@ -280,8 +358,13 @@ def norm_picture(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor,
     def picture(figure: Figure):
         left, right = figure.subplots(1, 2)
         names = (*GROUPS, "all")
-        bars = left.bar(names, [0] * 4, color=[GROUP_COLORS[n] for n in names], hatch=[GROUP_HATCHES[n] for n in names],
-                        edgecolor="white")  # fmt: skip
+        bars = left.bar(
+            names,
+            [0] * 4,
+            color=[GROUP_COLORS[n] for n in names],
+            hatch=[GROUP_HATCHES[n] for n in names],
+            edgecolor="white",
+        )
         left.set(ylim=(0, 100), ylabel="test accuracy in %", title=f"{len(bias)} classes, {features.shape[1]} features")
         for bar, start in zip(bars, accuracies(0.0).values(), strict=True):
             left.hlines(100 * start, bar.get_x(), bar.get_x() + bar.get_width(), color="black", linestyle=":")

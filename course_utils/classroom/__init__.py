@@ -1,0 +1,1 @@
+"""Machinery of the lessons: figures, sliders, exercises, running notebooks. See the map in `course_utils`."""

@@ -1,0 +1,1 @@
+"""Machinery for many trainings: grids, studies, their results and reports. See the map in `course_utils`."""
