@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -125,6 +125,45 @@ def check_environment() -> list[tuple[str, str, str]]:
     device, cores = available_devices()[0], os.cpu_count() or 1
     slow = "" if device != "cpu" or cores > 1 else "one core: expect twice the times that the notebooks state"
     return [*rows, ("device", f"{device}, {cores} cores", slow)]
+
+
+def require(ok: object, name: str, got: object, allowed: str) -> None:
+    """Raise "name: got ...; allowed: ..." unless `ok`. `got` may be a function: it is called only for the message."""
+    if not ok:
+        raise ValueError(f"{name}: got {got() if callable(got) else got}; allowed: {allowed}")
+
+
+def on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether reading its numbers is free. On any GPU the program would have to wait, so checks are left out there."""
+    return tensor.device.type == "cpu"
+
+
+@contextlib.contextmanager
+def keeping_random_state(device: torch.device | str = "cpu") -> Iterator[Callable[[int], None]]:
+    """Give a function that seeds torch on the CPU and on `device`; afterwards both go on as if nothing had been drawn.
+
+        with keeping_random_state(device) as seed:
+            seed(3)
+
+    torch.manual_seed() would reseed every GPU, for good.
+    """
+    device = torch.device(device)
+    gpu = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    where = [device] if device.type == "cuda" else []  # Apple's generator is one for all
+    before = torch.get_rng_state(), gpu and gpu.get_rng_state(*where)
+
+    def seed(value: int) -> None:
+        torch.default_generator.manual_seed(value)
+        if gpu is not None:
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                gpu.manual_seed(value)
+
+    try:
+        yield seed
+    finally:
+        torch.set_rng_state(before[0])
+        if gpu is not None:
+            gpu.set_rng_state(before[1], *where)
 
 
 def progress_bar(total: int, unit: str, *, done: int = 0, delay: float = 0.0) -> tqdm:
