@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import LabeledImages
+from .data import LabeledImages, class_counts
 from .heads import _positive_norms
 from .networks import ImageClassifier, device_of
+from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler
 from .training import SGD, Augmentation, cosine_schedule, fit, random_shift
 
@@ -34,6 +35,7 @@ def tau_normalize(weight: Tensor, tau: float) -> Tensor:
         ValueError: tau below 0 or not a finite number, or a row whose norm is zero or not a number.
     """
     _check_taus([tau])
+    # w_j / ||w_j||^tau
     return weight / _positive_norms(weight)[:, None] ** tau
 
 
@@ -56,35 +58,57 @@ def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Ten
     taus = [float(tau) for tau in taus]
     _check_taus(taus)
     norms = _positive_norms(weight)
-    if features.ndim != 2 or features.shape[1] != weight.shape[1]:
-        raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (N, {weight.shape[1]})")
-    _check_bias(bias, weight)
+    _check_shape(features.shape[1:] == weight.shape[1:], "features", features, f"(N, {weight.shape[1]})")
+    _check_shape(bias is None or bias.shape == norms.shape, "bias", bias, f"({len(weight)},) or None")
     scales = [norms**-tau for tau in taus]
     said = torch.empty(len(taus), len(features), dtype=torch.int64, device=features.device)
-    rows = max(1, (1 << (26 if features.is_cuda else 18)) // len(weight))  # on a CPU: what fits into its cache
+    rows = max(1, (1 << (18 if on_cpu(features) else 26)) // len(weight))  # on a CPU: what fits into its cache
     for start in range(0, len(features), rows):
         logits = features[start : start + rows] @ weight.T
         scaled = torch.empty_like(logits)
         for t, scale in enumerate(scales):
+            # z_j = (w_j . f) ||w_j||^-tau
             torch.mul(logits, scale, out=scaled)
             said[t, start : start + rows] = (scaled if bias is None else scaled.add_(bias)).argmax(1)
     return said
 
 
 def _check_taus(taus: Sequence[float]) -> None:
-    if not len(taus):
-        raise ValueError("taus: got none; allowed: at least one number")
+    require(len(taus), "taus", "none", "at least one number")
     for tau in taus:
-        if not (tau >= 0 and math.isfinite(tau)):
-            raise ValueError(f"tau: got {tau}; allowed: a finite number of at least 0")
+        require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
 
 
-def _check_bias(bias: Tensor | None, weight: Tensor) -> None:
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias: got shape {tuple(bias.shape)}; allowed: ({len(weight)},) or None")
+def _check_shape(fits: bool, name: str, tensor: Tensor, allowed: str) -> None:
+    require(fits, name, lambda: f"shape {tuple(tensor.shape)}", allowed)
 
 
 # ---- nearest class mean: nothing is trained either -------------------------------------------------------------------
+
+
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """mu_j, the mean feature of every class: floats (N, D) and int64 (N,) to (C, D).
+
+    Raises:
+        ValueError: a class without images, labels that are not int64 or out of range, shapes that do not fit, or
+            features that are not finite.
+    """
+    counts = _check_features(features, labels, num_classes)
+    # mu_j = 1/n_j sum of f_i over the images i of class j
+    return features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features) / counts[:, None]
+
+
+def _check_features(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The counts of the classes, or a ValueError."""
+    seen = [f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in (features, labels)]
+    require(features.ndim == 2 and features.is_floating_point(), "features", seen[0], "floats (N, D)")
+    require(features.isfinite().all(), "features", "NaN or infinity", "finite numbers")
+    one_each = labels.dtype == torch.int64 and labels.shape == features.shape[:1]
+    require(one_each, "labels", seen[1], f"int64 of shape ({len(features)},)")
+    require(len(labels), "labels", "none", "at least one of each class")
+    counts = class_counts(labels, num_classes)
+    require(counts.all(), "labels", lambda: f"no image of class {counts.argmin()}", "at least one of each class")
+    return counts
 
 
 class NearestClassMean(nn.Module):
@@ -100,55 +124,32 @@ class NearestClassMean(nn.Module):
     feature of norm 0 stays 0 (there it becomes NaN). The module works as a head: `model.head = NearestClassMean(...)`.
 
     Raises:
-        ValueError: an unknown treatment, a class without images, labels that are not integers or out of range, shapes
-            that do not fit, or features that are not finite.
+        ValueError: an unknown treatment, or as `class_means()`.
     """
 
     TREATMENTS = ("un", "l2n", "cl2n")
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int, treatment: str = "cl2n"):
         super().__init__()
-        if treatment not in self.TREATMENTS:
-            raise ValueError(f"treatment: got {treatment!r}; allowed: {', '.join(self.TREATMENTS)}")
-        counts = _check_features(features, labels, num_classes)
+        require(treatment in self.TREATMENTS, "treatment", repr(treatment), ", ".join(self.TREATMENTS))
+        _check_features(features, labels, num_classes)
         self.treatment = treatment
         self.register_buffer("center", features.mean(0))
-        sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
-        sums.index_add_(0, labels, self.treat(features))
-        self.register_buffer("means", sums / counts[:, None])
+        self.register_buffer("means", class_means(self.treat(features), labels, num_classes))
 
     def treat(self, features: Tensor) -> Tensor:
         """g: (B, D) to (B, D)."""
-        if features.ndim != 2 or features.shape[1] != len(self.center):
-            raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (B, {len(self.center)})")
+        _check_shape(features.shape[1:] == self.center.shape, "features", features, f"(B, {len(self.center)})")
         if self.treatment == "cl2n":
             features = features - self.center
         return features if self.treatment == "un" else F.normalize(features, dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to (B, C), at most 0: minus the squared distance to every class mean."""
-        treated = self.treat(features)
-        lengths = treated.square().sum(1, keepdim=True) + self.means.square().sum(1)
-        return (2 * treated @ self.means.T - lengths).clamp(max=0)
-
-
-def _check_features(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The counts of the classes, or a ValueError."""
-    if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(f"features: got {features.dtype} of shape {tuple(features.shape)}; allowed: floats (N, D)")
-    if not features.isfinite().all():
-        raise ValueError("features: got NaN or infinity; allowed: finite numbers")
-    if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"labels: got {labels.dtype} of shape {tuple(labels.shape)}; allowed: int64 of shape ({len(features)},)"
-        )
-    if num_classes < 1 or not len(labels) or not 0 <= labels.min() <= labels.max() < num_classes:
-        seen = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
-        raise ValueError(f"labels: got {seen} with num_classes={num_classes}; allowed: 0 to {num_classes - 1}")
-    counts = torch.bincount(labels, minlength=num_classes)
-    if not counts.all():
-        raise ValueError(f"labels: class {int(counts.argmin())} has no image; allowed: at least one of each class")
-    return counts
+        g = self.treat(features)
+        # z_j = -||g - mu_j||^2 = 2 g . mu_j - (||g||^2 + ||mu_j||^2)
+        lengths = g.square().sum(1, keepdim=True) + self.means.square().sum(1)
+        return (2 * g @ self.means.T - lengths).clamp(max=0)
 
 
 # ---- classifiers trained anew on features that stay ------------------------------------------------------------------
@@ -166,15 +167,15 @@ class LearnableWeightScaling(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()
-        if weight.ndim != 2:
-            raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (classes, features)")
-        _check_bias(bias, weight)
+        _check_shape(weight.ndim == 2, "weight", weight, "(classes, features)")
+        _check_shape(bias is None or bias.shape == weight.shape[:1], "bias", bias, f"({len(weight)},) or None")
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("bias", weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
         self.scale = nn.Parameter(weight.new_ones(len(weight)))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, C)."""
+        # z_j = s_j (w_j . f + b_j)
         return self.scale * F.linear(features, self.weight, self.bias)
 
 
@@ -205,15 +206,12 @@ def train_head(
         FloatingPointError: the loss became NaN or infinite.
     """
     _check_features(features, labels, int(labels.max()) + 1 if len(labels) else 1)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs, batch_size: got {epochs}, {batch_size}; allowed: at least 1")
-    if not (lr > 0 and momentum >= 0 and weight_decay >= 0):
-        raise ValueError(
-            f"lr, momentum, weight_decay: got {lr}, {momentum}, {weight_decay}; allowed: above 0, and at least 0"
-        )
+    require(epochs >= 1 and batch_size >= 1, "epochs, batch_size", f"{epochs}, {batch_size}", "at least 1")
+    fine = lr > 0 and momentum >= 0 and weight_decay >= 0
+    require(fine, "lr, momentum, weight_decay", f"{lr}, {momentum}, {weight_decay}", "above 0, and at least 0")
     sampler = ClassBalancedSampler(labels, seed=seed) if sampler is None else sampler
-    if len(sampler.labels) != len(labels):
-        raise ValueError(f"sampler: made for {len(sampler.labels)} images; allowed: for the {len(labels)} of features")
+    made_for, images = len(sampler.labels), len(labels)
+    require(made_for == images, "sampler", f"one for {made_for} images", f"one for the {images} of features")
     optimizer, losses = SGD(head, momentum, weight_decay), []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
@@ -267,8 +265,8 @@ def retrain_end_to_end(
     the statistics of each class-balanced batch, and its stored ones drift away from what the features were trained
     with. Here they stand still.
     """
-    if not train.counts.all():
-        raise ValueError(f"train: class {int(train.counts.argmin())} has no image; allowed: at least one of each class")
+    counts = train.counts
+    require(counts.all(), "train", lambda: f"no image of class {counts.argmin()}", "at least one of each class")
     model = copy.deepcopy(model)
     model.head = _new_head(model.feature_dim, train.num_classes, seed, device_of(model))
     model.backbone.requires_grad_(False)
@@ -278,6 +276,6 @@ def retrain_end_to_end(
 
 
 def _new_head(in_features: int, num_classes: int, seed: int, device: torch.device) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed() would reseed a GPU, too
+    with keeping_random_state() as reseed:  # on the CPU: a seed is the same everywhere
+        reseed(seed)
         return nn.Linear(in_features, num_classes).to(device)

@@ -12,6 +12,7 @@ from course_utils.data import LabeledImages
 from course_utils.decoupling import (
     LearnableWeightScaling,
     NearestClassMean,
+    class_means,
     retrain_classifier,
     retrain_end_to_end,
     tau_normalize,
@@ -140,14 +141,27 @@ def slow_scores(features, labels, images, treatment):
     return torch.stack([torch.stack([-((treat(f) - mean) ** 2).sum() for mean in means]) for f in images])
 
 
+@pytest.mark.parametrize(("n", "classes", "width"), [(40, 3, 7), (11, 5, 2), (90, 4, 33)])
+def test_class_means_are_the_means_class_by_class(n, classes, width):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(n, width, generator=generator)
+    labels = torch.cat([torch.arange(classes), torch.randint(classes, (n - classes,), generator=generator)])
+    by_hand = torch.stack(
+        [torch.stack([f for f, y in zip(features, labels, strict=True) if y == j]).mean(0) for j in range(classes)]
+    )
+    means = class_means(features, labels, classes)
+    assert torch.allclose(means, by_hand, atol=1e-6) and means.dtype == torch.float32
+    assert class_means(features.double(), labels, classes).dtype == torch.float64
+
+
 @pytest.mark.parametrize("treatment", NearestClassMean.TREATMENTS)
-def test_class_means_against_a_slow_reference(treatment):
+def test_nearest_class_mean_against_a_slow_reference(treatment):
     images = torch.randn(50, 5, generator=torch.Generator().manual_seed(3)) * 3
     scores = NearestClassMean(FEATURES, LABELS, 4, treatment)(images)
     assert torch.allclose(scores, slow_scores(FEATURES, LABELS, images, treatment), rtol=1e-4, atol=1e-4)
 
 
-def test_class_means_agree_with_scikit_learn():
+def test_nearest_class_mean_agrees_with_scikit_learn():
     neighbors = pytest.importorskip("sklearn.neighbors")
     theirs = neighbors.NearestCentroid().fit(FEATURES.numpy(), LABELS.numpy()).predict(FEATURES.numpy())
     assert (NearestClassMean(FEATURES, LABELS, 4, "un")(FEATURES).argmax(1).numpy() == theirs).all()
@@ -179,7 +193,7 @@ def test_a_feature_of_norm_zero_gives_numbers():
     assert means(torch.zeros(2, 5)).isfinite().all()
 
 
-def test_class_means_work_as_a_head():
+def test_nearest_class_mean_works_as_a_head():
     images = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     data = LabeledImages(images, torch.arange(40) % 4, tuple("abcd"))
     model = MLP(4)
@@ -188,16 +202,16 @@ def test_class_means_work_as_a_head():
     assert torch.equal(predict(model, data), means(extract_features(model, data)))
 
 
-@pytest.mark.parametrize("make", [NearestClassMean, retrain_classifier])
+@pytest.mark.parametrize("make", [class_means, NearestClassMean, retrain_classifier])
 @pytest.mark.parametrize(
     ("features", "labels", "classes", "message"),
     [
-        (FEATURES, LABELS, 5, "labels: class 4 has no image; allowed: at least one of each class"),
-        (FEATURES[LABELS != 2], LABELS[LABELS != 2], 4, "labels: class 2 has no image"),
+        (FEATURES, LABELS, 5, "labels: got no image of class 4; allowed: at least one of each class"),
+        (FEATURES[LABELS != 2], LABELS[LABELS != 2], 4, "labels: got no image of class 2"),
         (FEATURES, LABELS.float(), 4, r"labels: got torch.float32 of shape \(173,\); allowed: int64"),
         (FEATURES, LABELS > 1, 4, "labels: got torch.bool"),
         (FEATURES, LABELS[:9], 4, r"labels: got torch.int64 of shape \(9,\); allowed: int64 of shape \(173,\)"),
-        (FEATURES, LABELS, 3, "labels: got 0 to 3 with num_classes=3; allowed: 0 to 2"),
+        (FEATURES, LABELS, 3, "labels: got 0 to 3; allowed: 0 to 2"),
         (FEATURES, LABELS - 1, 4, "labels: got -1 to 2"),
         (FEATURES[:0], LABELS[:0], 4, "labels: got none"),
         (FEATURES[:, 0], LABELS, 4, r"features: got torch.float32 of shape \(173,\)"),
@@ -210,7 +224,7 @@ def test_wrong_features_or_labels_are_refused(make, features, labels, classes, m
         make(features, labels, classes)
 
 
-def test_more_wrong_arguments_of_class_means():
+def test_more_wrong_arguments_of_nearest_class_mean():
     with pytest.raises(ValueError, match="treatment: got 'cosine'; allowed: un, l2n, cl2n"):
         NearestClassMean(FEATURES, LABELS, 4, "cosine")
     with pytest.raises(ValueError, match=r"features: got shape \(2, 4\); allowed: \(B, 5\)"):
@@ -297,7 +311,7 @@ def test_losses_are_the_mean_over_each_epoch():
         ({"batch_size": 0}, "epochs, batch_size: got 10, 0"),
         ({"lr": math.nan}, "lr, momentum, weight_decay: got nan"),
         ({"weight_decay": -1}, "lr, momentum, weight_decay: got 0.1, 0.9, -1"),
-        ({"sampler": InstanceBalancedSampler(LABELS[:9])}, "sampler: made for 9 images; allowed: for the 173"),
+        ({"sampler": InstanceBalancedSampler(LABELS[:9])}, "sampler: got one for 9 images; allowed: one for the 173"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -350,5 +364,5 @@ def test_without_augmentation_end_to_end_equals_cached_features(trained):
 
 def test_end_to_end_refuses_a_class_without_images(trained):
     model, data = trained
-    with pytest.raises(ValueError, match="train: class 2 has no image"):
+    with pytest.raises(ValueError, match="train: got no image of class 2; allowed: at least one of each class"):
         retrain_end_to_end(model, data.subset((data.labels != 2).nonzero()[:, 0]))
