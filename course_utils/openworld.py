@@ -16,28 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import LabeledImages, class_counts
+from .data import LabeledImages
+from .decoupling import class_means
 from .metrics import open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
 from .networks import ImageClassifier
+from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler
 from .training import evaluating, extract_features, fit, to_float
-
-
-def class_centroids(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean feature of every class: (N, D) and int64 (N,) to (C, D).
-
-    Raises:
-        ValueError: a class without images, labels out of range, or shapes that do not fit.
-    """
-    if features.ndim != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"features: got shape {tuple(features.shape)} with labels of {tuple(labels.shape)}; allowed: (N, D), (N,)"
-        )
-    counts = class_counts(labels, num_classes)
-    if not counts.all():
-        raise ValueError(f"labels: class {int(counts.argmin())} has no image; allowed: at least one of each class")
-    sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, labels, features)
-    return sums / counts[:, None]
 
 
 def centroid_distances(features: Tensor, centroids: Tensor) -> Tensor:
@@ -55,18 +40,17 @@ def nearest_distance(features: Tensor, centroids: Tensor) -> Tensor:
     """
     _check_widths(features, centroids)
     with torch.no_grad():
+        # ||f - c||^2 is smallest where ||c||^2 - 2 f.c is; in place, so never under autocast
         squares = torch.linalg.vector_norm(centroids, dim=1).square().expand(len(features), -1).contiguous()
-        squares.addmm_(features.to(centroids.dtype), centroids.T, alpha=-2)  # ||c||^2 - 2 f.c, in place: never autocast
+        squares.addmm_(features.to(centroids.dtype), centroids.T, alpha=-2)
         nearest = squares.argmin(1)
     return torch.linalg.vector_norm(features - centroids[nearest], dim=1)
 
 
 def _check_widths(features: Tensor, centroids: Tensor) -> None:
-    if features.ndim != 2 or centroids.ndim != 2 or features.shape[1] != centroids.shape[1]:
-        raise ValueError(
-            f"centroids: got shape {tuple(centroids.shape)} beside features of {tuple(features.shape)}; "
-            "allowed: (K, D) beside (B, D), with the same D"
-        )
+    fit = features.ndim == centroids.ndim == 2 and features.shape[1] == centroids.shape[1]
+    seen = f"shape {tuple(centroids.shape)} beside features of {tuple(features.shape)}"
+    require(fit, "centroids", seen, "(K, D) beside (B, D), with the same D")
 
 
 def squash(vectors: Tensor) -> Tensor:
@@ -123,16 +107,14 @@ class MetaEmbeddingClassifier(nn.Module):
         use_reachability: bool = True,
     ):
         super().__init__()
-        if centroids.ndim != 2 or not centroids.isfinite().all():
-            raise ValueError(f"centroids: got shape {tuple(centroids.shape)}; allowed: finite numbers (K, D)")
+        shape = tuple(centroids.shape)
+        finite = len(shape) == 2 and centroids.isfinite().all()
+        require(finite, "centroids", f"shape {shape}", "finite numbers (K, D)")
         for name, value in (("reach", reach), ("scale", scale)):
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name}: got {value}; allowed: above 0")
-        num_classes, in_features = centroids.shape
-        if classifier is not None and classifier.weight.shape != centroids.shape:
-            raise ValueError(
-                f"classifier: got weights of shape {tuple(classifier.weight.shape)}; allowed: {tuple(centroids.shape)}"
-            )
+            require(0 < value < math.inf, name, value, "above 0")
+        given = shape if classifier is None else tuple(classifier.weight.shape)
+        require(given == shape, "classifier", f"weights of shape {given}", shape)
+        num_classes, in_features = shape
         self.reach, self.scale = float(reach), float(scale)
         self.use_memory, self.use_selector, self.use_reachability = use_memory, use_selector, use_reachability
         self.memory = nn.Parameter(centroids.detach().clone())
@@ -147,20 +129,25 @@ class MetaEmbeddingClassifier(nn.Module):
     def embed(self, features: Tensor) -> MetaEmbedding:
         """(B, D) to the parts of the meta-embedding; a part that is left out is what leaves the rest as it is."""
         memory = self.memory.detach()
-        nearest = nearest_distance(features, memory)
+        nearest = nearest_distance(features, memory)  # d_min
+        # gamma = reach / d_min
         reachability = torch.ones_like(nearest)
         if self.use_reachability:
             reachability = self.reach / nearest.clamp(min=self.reach / 1000)
+        # o = softmax(hallucinator(f)), and o M is read from the memory
         weights = features.new_zeros(len(features), len(memory))
         if self.use_memory:
             weights = self.hallucinator(features).softmax(1)
         read = weights @ memory
+        # e = tanh(selector(f))
         selector = torch.ones_like(features) if self.selector is None else self.selector(features).tanh()
+        # v = gamma (f + e * o M)
         embedding = reachability[:, None] * (features + selector * read)
         return MetaEmbedding(nearest, reachability, weights, read, selector, embedding)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, K)."""
+        # z_j = scale * squash(v) . w_j / ||w_j||
         return self.scale * squash(self.embed(features).embedding) @ F.normalize(self.weight, dim=1).T
 
 
@@ -181,28 +168,30 @@ class DiscriminativeCentroidLoss(nn.Module):
 
     def __init__(self, margin: float = 10.0, repel_weight: float = 0.01, pairwise: bool = False):
         super().__init__()
-        if not (margin > 0 and repel_weight >= 0):
-            raise ValueError(f"margin, repel_weight: got {margin}, {repel_weight}; allowed: above 0, and at least 0")
+        fine = margin > 0 and repel_weight >= 0
+        require(fine, "margin, repel_weight", f"{margin}, {repel_weight}", "above 0, and at least 0")
         self.margin, self.repel_weight, self.pairwise = margin, repel_weight, pairwise
 
     def halves(self, features: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D), int64 (B,), (K, D) to the scalars attract and repel; not weighted."""
         _check_widths(features, centroids)
-        if labels.shape != features.shape[:1]:
-            raise ValueError(f"labels: got shape {tuple(labels.shape)}; allowed: ({len(features)},)")
-        if len(labels) and not labels.is_cuda:  # there it would wait for the device; index_select() checks them
+        size, classes = len(features), len(centroids)
+        require(labels.shape == (size,), "labels", f"shape {tuple(labels.shape)}", f"({size},)")
+        if size and on_cpu(labels):  # on a GPU index_select() checks them, without a wait
             low, high = labels.aminmax()
-            if not 0 <= low <= high < len(centroids):
-                raise ValueError(f"labels: got {low} to {high}; allowed: 0 to {len(centroids) - 1}")
+            require(0 <= low <= high < classes, "labels", f"{low} to {high}", f"0 to {classes - 1}")
+        # attract = sum_i ||f_i - c_{y_i}||^2 / (2 B)
         own = (features - centroids.index_select(0, labels)).square().sum()
-        size, pairs = len(features), len(features) * len(centroids)
+        attract = own / (2 * size)
         if self.pairwise:
+            # repel = sum over i and j != y_i of max(0, margin - ||f_i - c_j||^2) / (B K)
             close = (self.margin - centroid_distances(features, centroids).square()).clamp(min=0)
-            close = close.scatter(1, labels[:, None], 0.0)
-            return own / (2 * size), close.sum() / pairs
-        every = len(centroids) * features.square().sum() + size * centroids.square().sum()
-        every = every - 2 * features.sum(0) @ centroids.sum(0)  # sum over all pairs, without a B x K matrix
-        return own / (2 * size), (self.margin - (every - own) / pairs).clamp(min=0)
+            return attract, close.scatter(1, labels[:, None], 0.0).sum() / (size * classes)
+        # repel = max(0, margin - sum over i and j != y_i of ||f_i - c_j||^2 / (B K)), without a matrix of that size:
+        # sum over all i and j = K sum ||f_i||^2 + B sum ||c_j||^2 - 2 (sum f_i) . (sum c_j)
+        every = classes * features.square().sum() + size * centroids.square().sum()
+        every = every - 2 * features.sum(0) @ centroids.sum(0)
+        return attract, (self.margin - (every - own) / (size * classes)).clamp(min=0)
 
     def forward(self, features: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
         attract, repel = self.halves(features, labels, centroids)
@@ -219,8 +208,7 @@ class CentroidObjective:
     """
 
     def __init__(self, criterion: DiscriminativeCentroidLoss, weight: float):
-        if not weight >= 0:
-            raise ValueError(f"centroid_weight: got {weight}; allowed: at least 0")
+        require(weight >= 0, "centroid_weight", weight, "at least 0")
         self.criterion, self.weight = criterion, weight
 
     def __call__(self, model: ImageClassifier, images: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
@@ -265,18 +253,17 @@ def second_stage(
     Differs from the released code in: one learning rate for all parts (there, the backbone's is a tenth); no weight
     decay of the memory, which would pull centroids to 0.
     """
-    unknown = set(parts or ()) - set(PARTS)
-    if unknown:
-        raise ValueError(f"parts: got {sorted(unknown)[0]!r}; allowed: {', '.join(PARTS)}")
-    if "selector" in (parts or ()) and "memory" not in parts:
-        raise ValueError("parts: got 'selector' without 'memory'; allowed: both, since it chooses what is read")
+    for part in sorted(parts or ()):
+        require(part in PARTS, "parts", repr(part), ", ".join(PARTS))
+    readable = parts is None or "memory" in parts or "selector" not in parts
+    require(readable, "parts", "'selector' without 'memory'", "both, since it chooses what is read")
     objective, groups = None, {}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with keeping_random_state() as reseed:  # on the CPU: a seed is the same everywhere
+        reseed(seed)
         model = copy.deepcopy(model)
         if parts is not None:
             features = extract_features(model, train)
-            centroids = class_centroids(features, train.labels, train.num_classes)
+            centroids = class_means(features, train.labels, train.num_classes)
             nearest = nearest_distance(features, centroids)
             model.head = MetaEmbeddingClassifier(
                 centroids,
@@ -312,9 +299,8 @@ class ModulatedAttention(nn.Module):
 
     def __init__(self, channels: int, height: int, width: int):
         super().__init__()
-        if min(channels, height, width) < 1:
-            raise ValueError(f"channels, height, width: got {channels}, {height}, {width}; allowed: at least 1")
         self.shape = (channels, height, width)
+        require(min(self.shape) >= 1, "channels, height, width", f"{channels}, {height}, {width}", "at least 1")
         self.inner = max(1, channels // 2)
         self.theta_phi_g = nn.Linear(channels, 3 * self.inner)
         self.out = nn.Linear(self.inner, channels, bias=False)
@@ -323,8 +309,8 @@ class ModulatedAttention(nn.Module):
 
     def _positions(self, x: Tensor) -> Tensor:
         """(B, channels, height, width) to (B, P, channels): no copy if x is channels-last."""
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x: got shape {tuple(x.shape)}; allowed: (B, {', '.join(map(str, self.shape))})")
+        allowed = f"(B, {', '.join(map(str, self.shape))})"
+        require(x.shape[1:] == self.shape, "x", f"shape {tuple(x.shape)}", allowed)
         return x.permute(0, 2, 3, 1).flatten(1, 2)
 
     def gate(self, x: Tensor) -> Tensor:
@@ -332,6 +318,7 @@ class ModulatedAttention(nn.Module):
         return self.spatial(self._positions(x).flatten(1)).softmax(1).view(-1, *self.shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
+        # A = softmax(theta(x)^T phi(x));  x + gate * out(A g(x))
         theta, phi, g = self.theta_phi_g(self._positions(x)).split(self.inner, dim=2)  # each (B, P, inner)
         affinity = (theta @ phi.transpose(1, 2)).softmax(2)  # (B, P, P), rows sum to 1
         attended = self.out(affinity @ g).unflatten(1, self.shape[1:]).permute(0, 3, 1, 2)
@@ -350,8 +337,8 @@ def with_attention(model: ImageClassifier, images: Tensor) -> ImageClassifier:
     layers = list(model.backbone)
     with evaluating(model):
         map_shape = nn.Sequential(*layers[:-1])(images[:1]).shape[1:]
-    if len(map_shape) != 3:
-        raise ValueError(f"model: its last layer but one gives {tuple(map_shape)}; allowed: a map, then its mean")
+    seen = f"{tuple(map_shape)} from its last layer but one"
+    require(len(map_shape) == 3, "model", seen, "a map, then its mean")
     model.backbone = nn.Sequential(*layers[:-1], ModulatedAttention(*map_shape).to(images.device), layers[-1])
     return model
 
@@ -385,13 +372,12 @@ def reject(probabilities: Tensor, threshold: float) -> Tensor:
 
     threshold: 0 to 1. The comparison is strict, as in the released code, so 0 rejects nothing. The paper's is 0.1.
     """
-    if probabilities.ndim != 2 or not probabilities.shape[1]:
-        raise ValueError(f"probabilities: got shape {tuple(probabilities.shape)}; allowed: (N, C)")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: got {threshold}; allowed: 0 to 1")
+    shape = tuple(probabilities.shape)
+    require(len(shape) == 2 and shape[1], "probabilities", f"shape {shape}", "(N, C)")
+    require(0 <= threshold <= 1, "threshold", threshold, "0 to 1")
     confidence, predictions = probabilities.max(1)
-    if confidence.isnan().any():
-        raise ValueError("probabilities: got NaN; allowed: 0 to 1")
+    require(not confidence.isnan().any(), "probabilities", "NaN", "0 to 1")
+    # -1 where max_j p_j < threshold
     return torch.where(confidence < threshold, OPEN, predictions)
 
 

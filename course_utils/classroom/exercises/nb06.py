@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ...decoupling import class_means
 from ...metrics import open_set_f_measure
-from ...openworld import centroid_distances, class_centroids
+from ...openworld import centroid_distances
 from . import Exercise, Wrong, expect_close
 
 # ---- 6.1: one centroid for every class -----------------------------------------------------------------------------
@@ -29,7 +30,7 @@ def _verify_centroids(answer):
         labels = torch.arange(classes).repeat_interleave(torch.tensor([30, 4, 1, 8, 2, 5][:classes]))
         labels = labels[torch.randperm(len(labels), generator=generator)]
         features = torch.randn(len(labels), dim, generator=generator) + labels[:, None]
-        want = class_centroids(features, labels, classes)
+        want = class_means(features, labels, classes)
         case = f"{classes} classes, {dim} features"
         _expect_table(answer(features.clone(), labels.clone(), classes), want, case)
 

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ...decoupling import class_means
 from ...metrics import open_set_f_measure, per_class_accuracy, shot_accuracy, shot_groups
-from ...openworld import OPEN, DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances, class_centroids
+from ...openworld import OPEN, DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances
 from ..figures import (
     BLUE,
     GREEN,
@@ -72,7 +73,7 @@ def pull_and_push(
 ) -> None:
     """The plane twice, with arrows for both halves of the loss: where it would move, of every class, the image that is
     farthest from its centroid."""
-    centroids = class_centroids(features, labels, len(names))
+    centroids = class_means(features, labels, len(names))
     away = (features - centroids[labels]).norm(dim=1)
     farthest = [int(torch.where(labels == j, away, -1.0).argmax()) for j in range(len(names))]
     starts = features[farthest].requires_grad_()
