@@ -1,28 +1,31 @@
 """Class-incremental learning: classes arrive in phases, and only a few images of each old class are kept.
 
-A method is an `Arm` (arms.py), a set of small choices; `ARMS` names those of the course, LUCIR (Hou et al. 2019) among
-them. `run_incremental()` takes any arm through all phases. In every phase it (1) keeps a frozen copy of the model, the
+A method is an `Arm` (incremental_methods.py), a set of small choices; LUCIR (Hou et al. 2019) is one of them.
+`run_incremental()` takes any arm through all phases. In every phase it (1) keeps a frozen copy of the model, the
 teacher, (2) adds rows for the new classes, (3) trains on all new images and the exemplars of old classes, (4) chooses
 exemplars of the new classes by herding, (5) measures. Classes are numbered in the order in which they arrive.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import LabeledImages, class_counts
+from .decoupling import class_means
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
 from .incremental_methods import Arm, BiasCorrection, PhaseObjective, clip_weights
 from .losses import less_forget_loss
 from .metrics import balanced_accuracy, error_blocks, per_class_accuracy
 from .networks import MLP, ImageClassifier
+from .runtime import keeping_random_state, require
 from .training import Augmentation, evaluating, extract_features, fit, random_shift
 
 
@@ -56,14 +59,14 @@ def herding(features: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: k outside 1 .. N, or features that are not finite.
     """
-    if features.ndim != 2 or not 1 <= k <= len(features):
-        raise ValueError(f"k: got {k} for features of shape {tuple(features.shape)}; allowed: 1 to N for (N, D)")
-    if not features.isfinite().all():
-        raise ValueError("features: got NaN or infinite numbers; allowed: finite ones")
+    shape = tuple(features.shape)
+    require(len(shape) == 2 and 1 <= k <= shape[0], "k", f"{k} for features of shape {shape}", "1 to N for (N, D)")
+    require(features.isfinite().all(), "features", "NaN or infinite numbers", "finite ones")
     rows = F.normalize(features, dim=1)
     goal = rows.mean(0)
     missing, free, chosen = goal.clone(), torch.zeros(len(rows), device=rows.device), []
     for _ in range(k):
+        # missing = t mu - sum of the rows chosen so far; next is argmax_x <missing, x>
         best = (rows @ missing + free).argmax(0, keepdim=True)
         free[best] = -torch.inf
         missing += goal - rows[best][0]
@@ -77,16 +80,11 @@ def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: 
     features: (B, D). stored: (N, D) with labels (N,); every class has to occur. With exemplars as stored images this
     is the NME read-out of iCaRL; with all training images it is NCM, an oracle that no learner with a small memory has.
     """
-    if stored.ndim != 2 or len(stored) != len(labels) or features.shape[1:] != stored.shape[1:]:
-        raise ValueError(
-            f"features: got shape {tuple(features.shape)} beside stored ones of {tuple(stored.shape)} with "
-            f"{len(labels)} labels; allowed: (B, D) and (N, D), one label each"
-        )
-    counts = class_counts(labels, num_classes)
-    if not counts.all():
-        raise ValueError(f"labels: class {int(counts.argmin())} has no stored image; allowed: at least one each")
-    sums = stored.new_zeros(num_classes, stored.shape[1])
-    means = F.normalize(sums.index_add(0, labels, F.normalize(stored, dim=1)), dim=1)
+    fit = stored.ndim == 2 and features.shape[1:] == stored.shape[1:]
+    seen = f"shape {tuple(features.shape)} beside stored ones of {tuple(stored.shape)}"
+    require(fit, "features", seen, "(B, D) beside (N, D)")
+    means = F.normalize(class_means(F.normalize(stored, dim=1), labels, num_classes), dim=1)
+    # argmax_j cos(f, mu_j); the length of f does not matter
     return (features @ means.T).argmax(1)
 
 
@@ -110,9 +108,9 @@ def train_base(
     Under a cosine head an MLP or SmallCNN loses its last ReLU, as in LUCIR, so that cosines fill -1 to 1; a ResNet32
     keeps it. Weights depend on `seed` alone; torch's global generator is left as it was.
     """
-    if head not in ("linear", "cosine"):
-        raise ValueError(f"head: got {head!r}; allowed: linear, cosine")
-    with _drawing(seed, train.images):
+    require(head in ("linear", "cosine"), "head", repr(head), "linear, cosine")
+    with keeping_random_state(train.images.device) as reseed:
+        reseed(seed)
         model = network(train.num_classes)
         if head == "cosine":
             _remove_last_relu(model.backbone)
@@ -120,13 +118,6 @@ def train_base(
     model.to(train.images.device)
     fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed, progress=False)
     return model
-
-
-@contextlib.contextmanager
-def _drawing(seed: int, images: Tensor) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _remove_last_relu(backbone: nn.Module) -> None:
@@ -176,168 +167,167 @@ def run_incremental(
             the new classes of a phase, or a base with another head or for another number of classes.
     """
     order = [name for phase in phases for name in phase]
-    if len(phases) < 2:
-        raise ValueError(f"phases: got {len(phases)}; allowed: at least 2")
-    for p, phase in enumerate(phases):
-        if not len(phase) or set(phase) & set(order[: sum(map(len, phases[:p]))]) or len(set(phase)) < len(phase):
-            raise ValueError(f"phases: phase {p} is {list(phase)}; allowed: at least one class, none seen before")
-        if p and arm.separate and arm.k > len(phase):
-            raise ValueError(f"k: got {arm.k} with {len(phase)} new classes in phase {p}; allowed: at most that many")
-    if exemplars is not None and exemplars < (10 if arm.correct == "bias" else 1):
-        raise ValueError(f"exemplars: got {exemplars}; allowed: at least 1 (10 for BiC, which holds some out), or None")
+    _check_phases(arm, phases, exemplars)
     train, test = train.only(order), test.only(order)
-    if not train.counts.all():
-        raise ValueError(f"train: no image of class {order[int(train.counts.argmin())]!r}; allowed: at least one each")
-    starts = [sum(map(len, phases[:p])) for p in range(len(phases) + 1)]
+    empty = order[int(train.counts.argmin())]
+    require(train.counts.all(), "train", f"no image of class {empty!r}", "at least one of each class")
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
+    starts = [0, *accumulate(map(len, phases))]
     model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
-    if getattr(model.head, "num_classes", getattr(model.head, "out_features", None)) != starts[1]:
-        raise ValueError(f"base: made for another number of classes; allowed: {starts[1]}, those of phases[0]")
-    if isinstance(model.head, CosineClassifier) != (arm.head == "cosine"):
-        raise ValueError(f"base: has a {type(model.head).__name__}; allowed: a {arm.head} head")
+    there = getattr(model.head, "num_classes", getattr(model.head, "out_features", None))
+    require(there == starts[1], "base", f"{there} classes", f"{starts[1]}, those of phases[0]")
+    kind, cosine = type(model.head).__name__, isinstance(model.head, CosineClassifier)
+    require(cosine == (arm.head == "cosine"), "base", f"a {kind}", f"a {arm.head} head")
 
-    memory: list[Tensor] = []  # for each class the places of its exemplars in `train`
-    by_phase = torch.full((len(phases),) * 2, torch.nan)
-    rows, all_predictions, correction = [], [], None
-    for p in range(len(phases)):
-        old, seen = starts[p], starts[p + 1]
-        new = ((train.labels >= old) & (train.labels < seen)).nonzero()[:, 0]
+    learner = _Learner(arm, model, train, exemplars, options)
+    result = IncrementalResult([], torch.full((len(phases),) * 2, torch.nan), [], model, order)
+    for p, (old, seen) in enumerate(pairwise(starts)):
         teacher = copy.deepcopy(model) if p else None
-        if p:
-            correction = _learn_phase(arm, model, teacher, train, new, memory, seen - old, correction, options)
-        new_features, new_labels = extract_features(model, train.subset(new)), train.labels[new]
-        for j in range(old, seen):
-            mine = (new_labels == j).nonzero()[:, 0]
-            if exemplars is not None:
-                mine = mine[herding(new_features[mine], min(exemplars, len(mine)))]
-            memory.append(new[mine])
-        if p and arm.correct == "fine-tune":
-            _fine_tune(arm, model, teacher, train.subset(torch.cat(memory)), old, seen - old, options)
-        row, predictions = _measure(model, teacher, train, test, memory, old, seen, correction, oracle)
-        right = per_class_accuracy(predictions, test.labels[test.labels < seen], seen)
+        new = ((train.labels >= old) & (train.labels < seen)).nonzero()[:, 0]
+        if teacher is not None:
+            learner.learn(teacher, new, seen - old)
+        learner.choose_exemplars(new)
+        if teacher is not None and arm.correct == "fine-tune":
+            learner.fine_tune(teacher, seen - old)
+        seen_test = test.subset((test.labels < seen).nonzero()[:, 0])
+        row, predictions = learner.measure(teacher, seen_test, old, oracle)
+        right = per_class_accuracy(predictions, seen_test.labels, seen)
         for q in range(p + 1):
-            by_phase[p, q] = right[starts[q] : starts[q + 1]].nanmean()
-        rows.append({"phase": p, "classes": seen} | row)
-        all_predictions.append(predictions)
+            result.by_phase[p, q] = right[starts[q] : starts[q + 1]].nanmean()
+        result.phases.append({"phase": p, "classes": seen} | row)
+        result.predictions.append(predictions)
         if watch is not None:
             watch(p, model)
-    return IncrementalResult(rows, by_phase, all_predictions, model, order)
+    return result
 
 
-def _learn_phase(
-    arm: Arm,
-    model: ImageClassifier,
-    teacher: ImageClassifier,
-    train: LabeledImages,
-    new: Tensor,
-    memory: list[Tensor],
-    num_new: int,
-    correction,
-    options: dict,
-):
-    """Train `model` in place; returns BiC's correction, or None."""
-    num_old = len(memory)
-    with _drawing(options["seed"] * 1_000_003 + num_old, train.images):
-        _grow(arm, model, train.subset(new), num_new)
-    kept, held_out = memory, None
-    if arm.correct == "bias":  # as many held-out images of each new class as of each old one, none of them trained on
-        each = max(1, len(memory[0]) // 10)
-        kept, held_out = [m[:-each] for m in memory], [m[-each:] for m in memory]
-        for j in range(num_old, num_old + num_new):
-            mine = new[train.labels[new] == j]
-            pick = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(options["seed"]))[:each]]
-            held_out.append(pick)
-            new = new[~torch.isin(new, pick)]
-    data = train.subset(torch.cat([new, *kept]))
-    cached = data if options["augment"] is None else None
-    objective = PhaseObjective(arm, teacher, num_old, num_new, correction, cached)
-    fit(model, data, objective=objective, progress=False, **options)
-    if arm.clip:
-        clip_weights(model.head)
-    if arm.correct == "align":
-        with torch.no_grad():
-            model.head.weight.copy_(weight_align(model.head.weight, num_old))
-    if held_out is None:
-        return None
-    images = train.subset(torch.cat(held_out))
-    with torch.no_grad():
-        logits = model.head(extract_features(model, images))
-    return BiasCorrection(num_old, num_new).fit(logits, images.labels)
+def _check_phases(arm: Arm, phases: Sequence[Sequence[str]], exemplars: int | None) -> None:
+    require(len(phases) >= 2, "phases", len(phases), "at least 2")
+    seen: set[str] = set()
+    for p, phase in enumerate(phases):
+        fresh = 0 < len(phase) == len(set(phase) - seen)
+        require(fresh, "phases", f"{list(phase)} as phase {p}", "at least one class, none seen before")
+        enough = not p or not arm.separate or arm.k <= len(phase)
+        require(enough, "k", f"{arm.k} with {len(phase)} new classes in phase {p}", "at most that many")
+        seen |= set(phase)
+    least = 10 if arm.correct == "bias" else 1
+    allowed = "at least 1 (10 for BiC, which holds some out), or None"
+    require(exemplars is None or exemplars >= least, "exemplars", exemplars, allowed)
 
 
-def _grow(arm: Arm, model: ImageClassifier, new: LabeledImages, num_new: int) -> None:
-    if arm.head == "linear":
-        model.head = extended_linear(model.head, num_new)
-    else:
-        model.head.extend(num_new)
-        if arm.imprint:
-            model.head.imprint(extract_features(model, new), new.labels)
-        if arm.freeze_old_rows:
-            model.head.freeze_old_rows()
-    model.num_classes += num_new
+@dataclass
+class _Learner:
+    """What goes from phase to phase: the model, trained in place, and the exemplars."""
+
+    arm: Arm
+    model: ImageClassifier
+    train: LabeledImages
+    exemplars: int | None
+    options: dict[str, Any]  # of fit()
+    memory: list[Tensor] = field(default_factory=list)  # for each class the places of its exemplars in `train`
+    correction: BiasCorrection | None = None
+
+    def learn(self, teacher: ImageClassifier, new: Tensor, num_new: int) -> None:
+        """Train on the images at the places `new` and on the exemplars."""
+        arm, model, num_old, seed = self.arm, self.model, len(self.memory), self.options["seed"]
+        with keeping_random_state(new.device) as reseed:
+            reseed(seed * 1_000_003 + num_old)
+            self._grow(self.train.subset(new), num_new)
+        kept, held_out = self.memory, []
+        if arm.correct == "bias":  # held out: as many images of each new class as of each old one
+            each = max(1, len(self.memory[0]) // 10)
+            kept, held_out = [m[:-each] for m in self.memory], [m[-each:] for m in self.memory]
+            for j in range(num_old, num_old + num_new):
+                mine = new[self.train.labels[new] == j]
+                pick = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))[:each]]
+                held_out.append(pick)
+                new = new[~torch.isin(new, pick)]
+        data = self.train.subset(torch.cat([new, *kept]))
+        cached = data if self.options["augment"] is None else None
+        objective = PhaseObjective(arm, teacher, num_old, num_new, self.correction, cached)
+        fit(model, data, objective=objective, progress=False, **self.options)
+        if arm.clip:
+            clip_weights(model.head)
+        if arm.correct == "align":
+            with torch.no_grad():
+                model.head.weight.copy_(weight_align(model.head.weight, num_old))
+        if arm.correct == "bias":
+            images = self.train.subset(torch.cat(held_out))
+            logits = model.head(extract_features(model, images))
+            self.correction = BiasCorrection(num_old, num_new).fit(logits, images.labels)
+
+    def _grow(self, new: LabeledImages, num_new: int) -> None:
+        arm, model = self.arm, self.model
+        if arm.head == "linear":
+            model.head = extended_linear(model.head, num_new)
+        else:
+            model.head.extend(num_new)
+            if arm.imprint:
+                model.head.imprint(extract_features(model, new), new.labels)
+            if arm.freeze_old_rows:
+                model.head.freeze_old_rows()
+        model.num_classes += num_new
+
+    def choose_exemplars(self, new: Tensor) -> None:
+        """Herd those of the new classes, whose images are at the places `new`."""
+        features, labels = extract_features(self.model, self.train.subset(new)), self.train.labels[new]
+        for j in labels.unique():
+            mine = (labels == j).nonzero()[:, 0]
+            if self.exemplars is not None:
+                mine = mine[herding(features[mine], min(self.exemplars, len(mine)))]
+            self.memory.append(new[mine])
+
+    def fine_tune(self, teacher: ImageClassifier, num_new: int) -> None:
+        """On exemplars alone: all rows and biases, a tenth of the learning rate; backbone and scale stand still."""
+        model = self.model
+        trained = {p: p.requires_grad for p in model.parameters()}
+        model.requires_grad_(False)
+        for part in model.head.parameters():
+            part.requires_grad_(part.ndim > 0)
+        balanced = self.train.subset(torch.cat(self.memory))
+        plain = replace(self.arm, distill="none")
+        objective = PhaseObjective(plain, teacher, len(self.memory) - num_new, num_new)
+        fit(model, balanced, objective=objective, progress=False, **self.options | {"lr": self.options["lr"] / 10})
+        for parameter, value in trained.items():
+            parameter.requires_grad_(value)
+
+    def measure(
+        self, teacher: ImageClassifier | None, test: LabeledImages, old: int, oracle: bool
+    ) -> tuple[dict[str, float], Tensor]:
+        """A row of `IncrementalResult.phases`, and the predictions; `test` has the classes seen so far."""
+        model, seen, train = self.model, len(self.memory), self.train
+        features = extract_features(model, test)
+        with evaluating(model):
+            logits = model.head(features)
+        predictions = (logits if self.correction is None else self.correction(logits)).argmax(1)
+
+        def accuracy(images: LabeledImages) -> float:
+            means = nearest_mean(features, extract_features(model, images), images.labels, seen)
+            return balanced_accuracy(means, test.labels, seen)
+
+        row = {
+            "accuracy": balanced_accuracy(predictions, test.labels, seen),
+            "accuracy_nme": accuracy(train.subset(torch.cat(self.memory))),
+        }
+        if oracle:
+            row["accuracy_ncm"] = accuracy(train.subset((train.labels < seen).nonzero()[:, 0]))
+        if teacher is not None:
+            before = test.subset((test.labels < old).nonzero()[:, 0])
+            row |= error_blocks(predictions, test.labels, old)
+            row["drift"] = less_forget_loss(features[test.labels < old], extract_features(teacher, before)).item()
+            row |= _row_changes(model.head, teacher.head, old)
+        return row, predictions
 
 
-def _fine_tune(
-    arm: Arm,
-    model: ImageClassifier,
-    teacher: ImageClassifier,
-    balanced: LabeledImages,
-    num_old: int,
-    num_new: int,
-    options: dict,
-) -> None:
-    """Class-balanced fine-tuning: all rows and biases, a tenth of the learning rate; backbone and scale stand still."""
-    trained = {p: p.requires_grad for p in model.parameters()}
-    model.requires_grad_(False)
-    for part in model.head.parameters():
-        part.requires_grad_(part.ndim > 0)
-    objective = PhaseObjective(replace(arm, distill="none"), teacher, num_old, num_new)
-    fit(model, balanced, objective=objective, progress=False, **options | {"lr": options["lr"] / 10})
-    for parameter, value in trained.items():
-        parameter.requires_grad_(value)
-
-
-def _measure(
-    model: ImageClassifier,
-    teacher: ImageClassifier | None,
-    train: LabeledImages,
-    test: LabeledImages,
-    memory: list[Tensor],
-    old: int,
-    seen: int,
-    correction,
-    oracle: bool,
-) -> tuple[dict, Tensor]:
-    test = test.subset((test.labels < seen).nonzero()[:, 0])
-    features = extract_features(model, test)
-    with evaluating(model):
-        logits = model.head(features)
-    predictions = (logits if correction is None else correction(logits)).argmax(1)
-
-    def accuracy(images: LabeledImages) -> float:
-        means = nearest_mean(features, extract_features(model, images), images.labels, seen)
-        return balanced_accuracy(means, test.labels, seen)
-
-    row = {
-        "accuracy": balanced_accuracy(predictions, test.labels, seen),
-        "accuracy_nme": accuracy(train.subset(torch.cat(memory))),
-    }
-    if oracle:
-        row["accuracy_ncm"] = accuracy(train.subset((train.labels < seen).nonzero()[:, 0]))
-    if teacher is not None:
-        before = test.subset((test.labels < old).nonzero()[:, 0])
-        row |= error_blocks(predictions, test.labels, old)
-        row["drift"] = less_forget_loss(features[test.labels < old], extract_features(teacher, before)).item()
-        weight, was = model.head.weight.detach(), teacher.head.weight.detach()
-        norms = row_norms(weight)
-        row["norm_ratio"] = (norms[old:].mean() / norms[:old].mean()).item()
-        chord = (F.normalize(weight[:old], dim=1) - F.normalize(was, dim=1)).norm(dim=1)
-        turn = 2 * (chord / 2).clamp(max=1).asin()  # exactly 0 for a row that stayed
-        row["row_angle"] = torch.rad2deg(turn).mean().item()
-        if isinstance(model.head, nn.Linear):
-            bias = model.head.bias.detach()
-            row["bias_gap"] = (bias[old:].mean() - bias[:old].mean()).item()
-    return row, predictions
+@torch.no_grad()
+def _row_changes(head: nn.Module, before: nn.Module, old: int) -> dict[str, float]:
+    norms, rows, were = row_norms(head.weight), F.normalize(head.weight[:old], dim=1), F.normalize(before.weight, dim=1)
+    # angle = 2 asin(chord / 2), exactly 0 for a row that stayed
+    angle = 2 * ((rows - were).norm(dim=1) / 2).clamp(max=1).asin()
+    found = {"norm_ratio": norms[old:].mean() / norms[:old].mean(), "row_angle": torch.rad2deg(angle).mean()}
+    if isinstance(head, nn.Linear):
+        found["bias_gap"] = head.bias[old:].mean() - head.bias[:old].mean()
+    return {name: value.item() for name, value in found.items()}
 
 
 def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
@@ -346,7 +336,7 @@ def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
     Below 0 the image is taken for a new class (if it is not lost to another old class already).
     """
     class_counts(labels, cosines.shape[1])  # refuses labels of other classes
-    if not 1 <= num_old < cosines.shape[1]:
-        raise ValueError(f"num_old: got {num_old}; allowed: 1 to {cosines.shape[1] - 1}")
+    require(1 <= num_old < cosines.shape[1], "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
     old = labels < num_old
+    # cos(f, w_y) - max over new j of cos(f, w_j)
     return cosines[old].gather(1, labels[old, None])[:, 0] - cosines[old, num_old:].amax(1)

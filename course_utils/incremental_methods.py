@@ -23,6 +23,7 @@ from .losses import (
     score_distillation_loss,
 )
 from .networks import ImageClassifier
+from .runtime import require
 from .training import extract_features
 
 
@@ -57,30 +58,24 @@ class Arm:
     k: int = 2
 
     def __post_init__(self):
-        allowed = {
+        choices = {
             "head": ("linear", "cosine"),
             "distill": ("none", "logits", "scores", "features"),
             "correct": ("none", "align", "bias", "fine-tune"),
         }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed: {', '.join(values)}")
-        linear = self.head == "linear"
-        for name in ("freeze_old_rows", "separate"):
-            if linear and getattr(self, name):
-                raise ValueError(f"{name}: got True with a linear head; allowed: with a cosine head")
-        if linear and self.distill == "scores":
-            raise ValueError("distill: got 'scores' with a linear head; allowed: with a cosine head, whose scores are")
-        if not linear and self.clip:
-            raise ValueError("clip: got True with a cosine head; allowed: with a linear head")
-        if not linear and self.correct in ("align", "bias"):
-            raise ValueError(f"correct: got {self.correct!r} with a cosine head; allowed: with a linear head")
-        if not self.less_forget >= 0:
-            raise ValueError(f"less_forget: got {self.less_forget}; allowed: at least 0")
-        if not math.isfinite(self.margin):
-            raise ValueError(f"margin: got {self.margin}; allowed: a number")
-        if self.k < 1:
-            raise ValueError(f"k: got {self.k}; allowed: at least 1")
+        for name, allowed in choices.items():
+            require(getattr(self, name) in allowed, name, repr(getattr(self, name)), ", ".join(allowed))
+        not_with = {
+            "linear": (("freeze_old_rows", True), ("separate", True), ("distill", "scores")),
+            "cosine": (("clip", True), ("correct", "align"), ("correct", "bias")),
+        }
+        (other,) = not_with.keys() - {self.head}
+        for name, value in not_with[self.head]:
+            got = f"{value!r} with a {self.head} head"
+            require(getattr(self, name) != value, name, got, f"with a {other} head")
+        require(self.less_forget >= 0, "less_forget", self.less_forget, "at least 0")
+        require(math.isfinite(self.margin), "margin", self.margin, "a number")
+        require(self.k >= 1, "k", self.k, "at least 1")
 
 
 ARMS = {
@@ -105,14 +100,14 @@ class BiasCorrection:
     """
 
     def __init__(self, num_old: int, num_new: int, alpha: float = 1.0, beta: float = 0.0):
-        if num_old < 1 or num_new < 1:
-            raise ValueError(f"num_old, num_new: got {num_old}, {num_new}; allowed: at least 1")
+        require(min(num_old, num_new) >= 1, "num_old, num_new", f"{num_old}, {num_new}", "at least 1")
         self.newest, self.alpha, self.beta = slice(num_old, num_old + num_new), alpha, beta
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(B, C) to (B, C), the newest classes last."""
-        if logits.ndim != 2 or logits.shape[1] != self.newest.stop:
-            raise ValueError(f"logits: got shape {tuple(logits.shape)}; allowed: (B, {self.newest.stop})")
+        shape = tuple(logits.shape)
+        require(shape[1:] == (self.newest.stop,), "logits", f"shape {shape}", f"(B, {self.newest.stop})")
+        # z_j -> alpha z_j + beta for the newest classes j
         corrected = logits.clone()
         corrected[:, self.newest] = self.alpha * logits[:, self.newest] + self.beta
         return corrected
@@ -121,13 +116,14 @@ class BiasCorrection:
         """logits: (N, C), not corrected; labels: (N,). Returns itself."""
         from scipy.optimize import minimize  # here: it takes a second to import, in every process of run_grid()
 
-        if len(logits) != len(labels) or not len(labels):
-            raise ValueError(f"logits: got shape {tuple(logits.shape)}, {len(labels)} labels; allowed: one label each")
+        seen = f"shape {tuple(logits.shape)}, {len(labels)} labels"
+        require(len(logits) == len(labels) > 0, "logits", seen, "one label each")
         class_counts(labels, self.newest.stop)  # refuses labels of other classes
         logits, labels = logits.detach().cpu().double(), labels.cpu()  # Apple GPUs have no float64
 
         def loss(pair):
             self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
+            # CE(alpha z + beta) + 0.05 beta^2
             value = F.cross_entropy(self(logits), labels) + 0.05 * self.beta**2
             return value.item(), [g.item() for g in torch.autograd.grad(value, (self.alpha, self.beta))]
 
@@ -157,8 +153,8 @@ class PhaseObjective:
         correction: BiasCorrection | None = None,
         images: LabeledImages | None = None,
     ):
-        if arm.separate and arm.k > num_new:
-            raise ValueError(f"k: got {arm.k}; allowed: 1 to {num_new}, the number of new classes")
+        enough = not arm.separate or arm.k <= num_new
+        require(enough, "k", arm.k, f"1 to {num_new}, the number of new classes")
         self.arm, self.num_old, self.num_new, self.correction = arm, num_old, num_new, correction
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self.weight = adaptive_less_forget_weight(arm.less_forget, num_old, num_new)
@@ -181,20 +177,25 @@ class PhaseObjective:
             clip_weights(model.head)
         cosines = model.head.cosines(features) if arm.head == "cosine" else None
         logits = model.head(features) if cosines is None else model.head.scale * cosines
-        if logits.shape[1] != self.num_old + self.num_new:
-            raise ValueError(f"model: {logits.shape[1]} classes; allowed: {self.num_old} old and {self.num_new} new")
+        classes, here = self.num_old + self.num_new, logits.shape[1]
+        require(here == classes, "model", f"{here} classes", f"{self.num_old} old and {self.num_new} new")
+        # L = L_ce
         loss = F.cross_entropy(logits, labels)
         if arm.distill != "none":
             with torch.no_grad():
                 kept = self._of_teacher(self.teacher.features(images)) if self.cached is None else self.cached[indices]
         if arm.distill == "logits":
-            part = self.num_old / (self.num_old + self.num_new)
+            # L = (n_new / n) L_ce + (n_old / n) L_distill, or L_ce + L_distill
+            part = self.num_old / classes
             weights = (1 - part, part) if arm.share else (1, 1)
             loss = weights[0] * loss + weights[1] * distillation_loss(logits, kept)
         elif arm.distill == "scores":
+            # L = L_ce + L_distill of the cosines
             loss = loss + score_distillation_loss(cosines, kept)
         elif arm.distill == "features":
+            # L = L_ce + lambda L_forget, lambda = lambda_base sqrt(n_old / n_new)
             loss = loss + self.weight * less_forget_loss(features, kept)
         if arm.separate:
+            # ... + L_separate
             loss = loss + inter_class_separation_loss(cosines, labels, self.num_old, arm.margin, arm.k)
         return loss

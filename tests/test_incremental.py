@@ -167,11 +167,16 @@ def test_nearest_mean_agrees_with_a_slow_reference():
 @pytest.mark.parametrize(
     ("features", "stored", "labels", "message"),
     [
-        (torch.ones(2, 3), torch.ones(3, 3), [0, 0, 2], "labels: class 1 has no stored image; allowed: at least one"),
+        (torch.ones(2, 3), torch.ones(3, 3), [0, 0, 2], "labels: got no image of class 1; allowed: at least one"),
         (torch.ones(2, 3), torch.ones(3, 3), [0, 1, 3], "labels: got 0 to 3; allowed: 0 to 2"),
         (torch.ones(2, 3), torch.ones(3, 3), [0, 1, -1], "labels: got -1 to 1; allowed: 0 to 2"),
         (torch.ones(2, 4), torch.ones(3, 3), [0, 1, 2], r"features: got shape \(2, 4\) beside stored ones of \(3, 3\)"),
-        (torch.ones(2, 3), torch.ones(4, 3), [0, 1, 2], r"stored ones of \(4, 3\) with 3 labels"),
+        (
+            torch.ones(2, 3),
+            torch.ones(4, 3),
+            [0, 1, 2],
+            r"labels: got torch.int64 of shape \(3,\); allowed: int64 of shape \(4,\)",
+        ),
     ],
 )
 def test_means_that_cannot_be_are_refused(features, stored, labels, message):
@@ -529,16 +534,22 @@ def only_some(keep):
         ({"exemplars": -3}, "exemplars: got -3"),
         ({"arm": "BiC", "exemplars": 9}, "exemplars: got 9; allowed: at least 1 .10 for BiC"),
         ({"phases": ["abcdef"]}, "phases: got 1; allowed: at least 2"),
-        ({"phases": ["ab", "", "cd"]}, r"phases: phase 1 is \[\]; allowed: at least one class, none seen before"),
-        ({"phases": ["", "ab"]}, r"phases: phase 0 is \[\]"),
-        ({"phases": ["ab", "cd", "ea"]}, r"phases: phase 2 is \['e', 'a'\]; allowed: at least one class, none seen"),
-        ({"phases": ["ab", "cc"]}, r"phases: phase 1 is \['c', 'c'\]"),
+        ({"phases": ["ab", "", "cd"]}, r"phases: got \[\] as phase 1; allowed: at least one class, none seen before"),
+        ({"phases": ["", "ab"]}, r"phases: got \[\] as phase 0"),
+        (
+            {"phases": ["ab", "cd", "ea"]},
+            r"phases: got \['e', 'a'\] as phase 2; allowed: at least one class, none seen",
+        ),
+        ({"phases": ["ab", "cc"]}, r"phases: got \['c', 'c'\] as phase 1"),
         ({"phases": ["ab", "cz"]}, r"class_names: got \['z'\]; allowed: some of a, b, c"),
         ({"phases": ["ab", "cd", "e"]}, "k: got 2 with 1 new classes in phase 2; allowed: at most that many"),
-        ({"phases": ["abc", "de"], "base": base()}, "base: made for another number of classes; allowed: 3"),
-        ({"base": base("linear")}, "base: has a Linear; allowed: a cosine head"),
-        ({"arm": "replay", "base": base("cosine")}, "base: has a CosineClassifier; allowed: a linear head"),
-        ({"train": only_some(TRAIN.labels != 3)}, "train: no image of class 'd'; allowed: at least one each"),
+        ({"phases": ["abc", "de"], "base": base()}, "base: got 2 classes; allowed: 3, those of phases"),
+        ({"base": base("linear")}, "base: got a Linear; allowed: a cosine head"),
+        ({"arm": "replay", "base": base("cosine")}, "base: got a CosineClassifier; allowed: a linear head"),
+        (
+            {"train": only_some(TRAIN.labels != 3)},
+            "train: got no image of class 'd'; allowed: at least one of each class",
+        ),
         ({"epochs": 0}, "epochs: got 0; allowed: at least 1"),
     ],
 )

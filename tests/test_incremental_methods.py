@@ -1,4 +1,4 @@
-"""arms.py: an arm is a sum of terms, each worked out by hand here; the teacher stays as it is."""
+"""incremental_methods.py: an arm is a sum of terms, each worked out by hand here; the teacher stays as it is."""
 
 import copy
 import math
@@ -202,7 +202,7 @@ def test_objectives_that_cannot_be_are_refused():
     PhaseObjective(Arm(k=3), teacher, OLD, NEW)  # without separation k does not matter
     with pytest.raises(ValueError, match="num_old, num_new: got 3, 0"):
         PhaseObjective(Arm(), teacher, OLD, 0)
-    with pytest.raises(ValueError, match="model: 3 classes; allowed: 3 old and 2 new"):
+    with pytest.raises(ValueError, match="model: got 3 classes; allowed: 3 old and 2 new"):
         PhaseObjective(Arm(), teacher, OLD, NEW)(teacher, IMAGES, LABELS, INDICES)
     wider = MLP(OLD, in_features=25, hidden=9, feature_dim=8, head=CosineClassifier(8, OLD))
     with pytest.raises(ValueError, match=r"features: got shape \(60, 6\) beside old_features of \(60, 8\)"):
