@@ -1,5 +1,9 @@
 """Every method of the course for one long-tailed training set, under one budget: `METHODS` and `train_method()`.
 
+A method either trains the network itself, with a loss, a sampler or a head of its own (from a `Setting` to a `Stage`),
+or gives a network that is trained already another head (from `Cached` features to `Finished`). Both kinds are one line
+in the table `METHODS`; `train_methods()` trains several at once, and those that start from one training share it.
+
 The budget rule. Every method of a comparison sends the same number of training images forward and backward through
 the backbone: epochs * N, for a training set of N images. A sampler that repeats rare images shows fewer of the others;
 a second stage that needs the backbone is paid out of the same number. Heads that learn on features (cRT, LWS) do not
@@ -36,12 +40,16 @@ from .losses import DeferredReweighting, FocalLoss, LDAMLoss, effective_number_w
 from .metrics import balanced_accuracy
 from .networks import ImageClassifier, SmallCNN
 from .openworld import second_stage
+from .runtime import keeping_random_state, require
 from .sampling import ClassBalancedSampler, ProgressivelyBalancedSampler, SquareRootSampler
 from .training import Augmentation, cosine_schedule, evaluating, extract_features, fit, predict, random_shift
 
 TAUS = tuple(t / 10 for t in range(21))
 HEAD_EPOCHS = (5, 10, 20)
 LDAM_SCALE = 30.0
+
+Head = Callable[[int, int], nn.Module]
+Make = Callable[["Setting"], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,32 +82,38 @@ class Setting:
     progress: bool = False
 
     def __post_init__(self):
-        if not self.train.counts.all():
-            empty = self.train.class_names[int(self.train.counts.argmin())]
-            raise ValueError(f"train: class {empty!r} has no image; allowed: at least one of each class")
-        if self.validation is not None and self.validation.class_names != self.train.class_names:
-            raise ValueError("validation: has other classes than train; allowed: the same, in the same order")
+        names, counts = self.train.class_names, self.train.counts
+        empty = names[int(counts.argmin())]
+        require(counts.all(), "train", f"no image of class {empty!r}", "at least one of each class")
+        same = self.validation is None or self.validation.class_names == names
+        require(same, "validation", "other classes than train has", "the same, in the same order")
 
     @property
     def counts(self) -> list[int]:
         return self.train.counts.tolist()
 
-    def new_model(self, head: Callable[[int, int], nn.Module] | None = None) -> ImageClassifier:
+    def new_model(self, head: Head | None = None) -> ImageClassifier:
         """A network with weights that depend on `seed` alone, on the device of `train`; every head on one backbone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+        with keeping_random_state() as reseed:  # on the CPU: a seed is the same everywhere
+            reseed(self.seed)
             model = self.network(self.train.num_classes)
             if head is not None:
                 model.head = head(model.feature_dim, self.train.num_classes)
         return model.to(self.train.labels.device)
 
+    def fit_options(self, stage: int = 1) -> dict[str, Any]:
+        """For `training.fit()`; stage: 1, 2 ...: each has a checkpoint of its own."""
+        names = "batch_size", "lr", "momentum", "weight_decay", "augment", "schedule", "precision", "seed", "progress"
+        checkpoint = None if self.checkpoint is None else f"{self.checkpoint}.{stage}.pt"
+        return {name: getattr(self, name) for name in names} | {"checkpoint": checkpoint}
+
+
+# ---- methods that train the network ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A model, the images that went forward and backward through its backbone, and the seconds that took.
-
-    feature_images: those that went forward alone.
-    """
+    """A model, the images that went forward and backward through its backbone (or forward alone), and the seconds."""
 
     model: nn.Module
     images: int
@@ -110,30 +124,19 @@ class Stage:
 def run_fit(setting: Setting, model: nn.Module, *, epochs: int | None = None, stage: int = 1, **options) -> Stage:
     """`training.fit()` with everything a setting says; `options`: what the method adds (loss, sampler ...).
 
-    epochs: of this stage, by default all of the budget. stage: 1, 2 ...; each stage has a checkpoint of its own.
+    epochs: of this stage, by default all of the budget.
     """
     epochs = setting.epochs if epochs is None else epochs
-    history = fit(model, setting.train, epochs=epochs, **(_fit_options(setting, stage) | options))
+    history = fit(model, setting.train, epochs=epochs, **setting.fit_options(stage) | options)
     a_pass = len(options.get("sampler") or setting.train)
     return Stage(model, epochs * a_pass, sum(row["seconds"] for row in history))
 
 
-def _fit_options(setting: Setting, stage: int) -> dict[str, Any]:
-    names = "batch_size", "lr", "momentum", "weight_decay", "augment", "schedule", "precision", "seed", "progress"
-    checkpoint = None if setting.checkpoint is None else f"{setting.checkpoint}.{stage}.pt"
-    return {name: getattr(setting, name) for name in names} | {"checkpoint": checkpoint}
-
-
-def recipe(
-    *,
-    loss: Callable[[Setting], Callable] | None = None,
-    sampler: Callable[[Setting], Any] | None = None,
-    head: Callable[[int, int], nn.Module] | None = None,
-) -> Callable[[Setting], Stage]:
-    """One stage of `fit()`: a method is a loss, a sampler or a head."""
+def recipe(loss: Make | None = None, sampler: Make | None = None, head: Head | None = None) -> Callable[..., Stage]:
+    """One stage of `fit()`, a function (`Setting`) -> `Stage`: a method is a loss, a sampler or a head."""
 
     def train(setting: Setting) -> Stage:
-        options = {"loss": loss(setting) if loss else None, "sampler": sampler(setting) if sampler else None}
+        options = {"loss": loss and loss(setting), "sampler": sampler and sampler(setting)}
         done = run_fit(setting, setting.new_model(head), **options)
         if head is unit_cosine:
             with torch.no_grad():
@@ -143,23 +146,7 @@ def recipe(
     return train
 
 
-def oltr(setting: Setting) -> Stage:
-    """Both stages of OLTR with all its parts, half of the budget each."""
-    if setting.epochs < 2:
-        raise ValueError(f"epochs: got {setting.epochs}; allowed: at least 2, one for each stage of OLTR")
-    first = run_fit(setting, setting.new_model(), epochs=setting.epochs // 2)
-    started, rest = time.perf_counter(), setting.epochs - setting.epochs // 2
-    model = second_stage(first.model, setting.train, epochs=rest, **_fit_options(setting, 2))
-    seconds = first.seconds + time.perf_counter() - started
-    return Stage(model, first.images + rest * len(setting.train), seconds, feature_images=len(setting.train))
-
-
-def unit_cosine(in_features: int, num_classes: int) -> CosineClassifier:
-    """Plain cosines, which LDAM wants."""
-    return CosineClassifier(in_features, num_classes, scale=1.0, learn_scale=False)
-
-
-def ldam(setting: Setting, weight: Tensor | None = None) -> LDAMLoss:
+def ldam_loss(setting: Setting, weight: Tensor | None = None) -> LDAMLoss:
     return LDAMLoss(setting.counts, scale=LDAM_SCALE, weight=weight)
 
 
@@ -167,30 +154,54 @@ def deferred(setting: Setting, make_loss: Callable) -> DeferredReweighting:
     return DeferredReweighting(make_loss, setting.counts, setting.epochs, at=setting.defer_at)
 
 
+def unit_cosine(in_features: int, num_classes: int) -> CosineClassifier:
+    """Plain cosines, which LDAM wants."""
+    return CosineClassifier(in_features, num_classes, scale=1.0, learn_scale=False)
+
+
+square_root = recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed))
+class_balanced = recipe(sampler=lambda s: ClassBalancedSampler(s.train.labels, seed=s.seed))
+progressive = recipe(sampler=lambda s: ProgressivelyBalancedSampler(s.train.labels, epochs=s.epochs, seed=s.seed))
+re_weighting = recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weights(s.counts)))
+effective = recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99)))
+focal = recipe(loss=lambda s: FocalLoss(2.0))
+cosine = recipe(head=CosineClassifier)
+ldam = recipe(loss=ldam_loss, head=unit_cosine)
+drw = recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss))
+ldam_drw = recipe(loss=lambda s: deferred(s, partial(ldam_loss, s)), head=unit_cosine)
+
+
+def oltr(setting: Setting) -> Stage:
+    """Both stages of OLTR with all its parts, half of the budget each."""
+    require(setting.epochs >= 2, "epochs", setting.epochs, "at least 2, one for each stage of OLTR")
+    first = run_fit(setting, setting.new_model(), epochs=setting.epochs // 2)
+    started, rest = time.perf_counter(), setting.epochs - setting.epochs // 2
+    model = second_stage(first.model, setting.train, epochs=rest, **setting.fit_options(stage=2))
+    seconds = first.seconds + time.perf_counter() - started
+    return Stage(model, first.images + rest * len(setting.train), seconds, feature_images=len(setting.train))
+
+
 # ---- methods on the features of a trained network --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cached:
-    """A trained network and its features of the training and the validation images."""
+    """A trained network and its features of the training and the validation images of the setting."""
 
     model: ImageClassifier
-    train: LabeledImages
-    validation: LabeledImages | None
+    setting: Setting
     features: Tensor
-    validation_features: Tensor | None
-    seed: int
+    validation_features: Tensor | None = None
 
+    @torch.no_grad()
     def best(self, heads: Mapping[Any, nn.Module]) -> Any:
         """The key of the head with the highest balanced accuracy on validation images; the first of equal ones."""
-        with torch.no_grad():
-            said = {key: head(self.validation_features).argmax(1) for key, head in heads.items()}
-        return self.best_said(said)
+        return self.best_said({key: head(self.validation_features).argmax(1) for key, head in heads.items()})
 
     def best_said(self, said: Mapping[Any, Tensor]) -> Any:
         """The same for predictions (N,) on the validation images."""
-        labels, classes = self.validation.labels, self.validation.num_classes
-        return max(said, key=lambda key: balanced_accuracy(said[key], labels, classes))
+        validation = self.setting.validation
+        return max(said, key=lambda key: balanced_accuracy(said[key], validation.labels, validation.num_classes))
 
 
 @dataclass(frozen=True)
@@ -202,52 +213,49 @@ class Finished:
     head_images: int = 0
 
 
-def tau_normalization(cached: Cached) -> Finished:
+def choose_tau(cached: Cached) -> Finished:
     weight = cached.model.head.weight.detach()
     said = tau_sweep(cached.validation_features, weight, TAUS)
     tau = cached.best_said(dict(zip(TAUS, said, strict=True)))
     return Finished(linear(tau_normalize(weight, tau)), {"tau": tau})
 
 
-def nearest_class_mean(cached: Cached) -> Finished:
-    classes = cached.train.num_classes
-    make = partial(NearestClassMean, cached.features, cached.train.labels, classes)
-    heads = {treatment: make(treatment) for treatment in NearestClassMean.TREATMENTS}
+def ncm(cached: Cached) -> Finished:
+    data = cached.features, cached.setting.train.labels, cached.setting.train.num_classes
+    heads = {treatment: NearestClassMean(*data, treatment) for treatment in NearestClassMean.TREATMENTS}
     chosen = cached.best(heads)
     return Finished(heads[chosen], {"treatment": chosen})
 
 
 def crt(cached: Cached) -> Finished:
-    data = cached.features, cached.train.labels
-    heads = {n: retrain_classifier(*data, cached.train.num_classes, epochs=n, seed=cached.seed) for n in HEAD_EPOCHS}
+    data = cached.features, cached.setting.train.labels, cached.setting.train.num_classes
+    heads = {epochs: retrain_classifier(*data, epochs=epochs, seed=cached.setting.seed) for epochs in HEAD_EPOCHS}
     return _with_epochs(cached, heads)
 
 
 def lws(cached: Cached) -> Finished:
-    old, heads = cached.model.head, {}
-    for epochs in HEAD_EPOCHS:
-        heads[epochs] = LearnableWeightScaling(old.weight, old.bias)
-        train_head(heads[epochs], cached.features, cached.train.labels, epochs=epochs, seed=cached.seed)
+    old, train, seed = cached.model.head, cached.setting.train, cached.setting.seed
+    heads = {epochs: LearnableWeightScaling(old.weight, old.bias) for epochs in HEAD_EPOCHS}
+    for epochs, head in heads.items():
+        train_head(head, cached.features, train.labels, epochs=epochs, seed=seed)
     return _with_epochs(cached, heads)
 
 
 def _with_epochs(cached: Cached, heads: Mapping[int, nn.Module]) -> Finished:
     chosen = cached.best(heads)
-    return Finished(heads[chosen], {"epochs": chosen}, sum(heads) * len(cached.train))
+    return Finished(heads[chosen], {"epochs": chosen}, sum(heads) * len(cached.setting.train))
 
 
-def logit_adjustment(cached: Cached) -> Finished:
+def adjust(cached: Cached) -> Finished:
     """z_j - log(n_j / N): Menon et al. 2021, equation 9 with tau = 1."""
-    old, counts = cached.model.head, cached.train.counts
-    return Finished(linear(old.weight.detach(), old.bias.detach() - (counts / counts.sum()).log()))
+    old, counts = cached.model.head, cached.setting.train.counts
+    return Finished(linear(old.weight, old.bias - (counts / counts.sum()).log()))
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        if bias is not None:
-            head.bias.copy_(bias)
+    made = {"device": weight.device, "dtype": weight.dtype, "bias": bias is not None}
+    head = nn.utils.skip_init(nn.Linear, *weight.T.shape, **made)  # draws no random numbers
+    head.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
     return head
 
 
@@ -280,87 +288,40 @@ class Method:
     probabilities: bool = True
 
 
-_TRAINS = ("counts", "training")
+_TRAINS, _BOTH = ("training",), ("counts", "training")
+_PICKS, _HEADS = ("validation",), ("counts", "features", "validation")
 METHODS: dict[str, Method] = {
     "cross-entropy": Method("the baseline: every image counts the same", "01", train=recipe()),
-    "square-root sampling": Method(
-        "classes drawn with p_j ~ sqrt(n_j)",
-        "04",
-        _TRAINS,
-        recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed)),
-    ),
-    "class-balanced sampling": Method(
-        "every class drawn equally often",
-        "04",
-        _TRAINS,
-        recipe(sampler=lambda s: ClassBalancedSampler(s.train.labels, seed=s.seed)),
-    ),
+    "square-root sampling": Method("classes drawn with p_j ~ sqrt(n_j)", "04", _BOTH, square_root),
+    "class-balanced sampling": Method("every class drawn equally often", "04", _BOTH, class_balanced),
     "progressive sampling": Method(
-        "from every image equally often to every class equally often",
-        "04",
-        _TRAINS,
-        recipe(sampler=lambda s: ProgressivelyBalancedSampler(s.train.labels, epochs=s.epochs, seed=s.seed)),
+        "from every image equally often to every class equally often", "04", _BOTH, progressive
     ),
-    "re-weighting": Method(
-        "loss times 1 / n_j from the start",
-        "05",
-        _TRAINS,
-        recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weights(s.counts))),
-    ),
-    "class-balanced loss": Method(
-        "loss divided by the effective number of images, beta 0.99",
-        "05",
-        _TRAINS,
-        recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99))),
-    ),
-    "focal loss": Method(
-        "images that are right already count less, gamma 2", "05", ("training",), recipe(loss=lambda s: FocalLoss(2.0))
-    ),
-    "cosine classifier": Method(
-        "logits are cosines times a learned scale", "02", ("training",), recipe(head=CosineClassifier)
-    ),
-    "LDAM": Method("a margin for each class, wider for rare ones", "05", _TRAINS, recipe(loss=ldam, head=unit_cosine)),
-    "CE + DRW": Method(
-        "cross-entropy, re-weighted late in training",
-        "05",
-        _TRAINS,
-        recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss)),
-    ),
-    "LDAM + DRW": Method(
-        "LDAM, re-weighted late in training",
-        "05",
-        _TRAINS,
-        recipe(loss=lambda s: deferred(s, partial(ldam, s)), head=unit_cosine),
-    ),
+    "re-weighting": Method("loss times 1 / n_j from the start", "05", _BOTH, re_weighting),
+    "class-balanced loss": Method("loss divided by the effective number of images, beta 0.99", "05", _BOTH, effective),
+    "focal loss": Method("images that are right already count less, gamma 2", "05", _TRAINS, focal),
+    "cosine classifier": Method("logits are cosines times a learned scale", "02", _TRAINS, cosine),
+    "LDAM": Method("a margin for each class, wider for rare ones", "05", _BOTH, ldam),
+    "CE + DRW": Method("cross-entropy, re-weighted late in training", "05", _BOTH, drw),
+    "LDAM + DRW": Method("LDAM, re-weighted late in training", "05", _BOTH, ldam_drw),
     "OLTR memory": Method(
-        "two stages; centroids, attention and distance beside the features", "06", (*_TRAINS, "memory"), oltr
+        "two stages; centroids, attention and distance beside the features", "06", (*_BOTH, "memory"), oltr
     ),
-    "tau-normalization": Method(
-        "rows divided by their norm to the power tau", "04", ("validation",), finish=tau_normalization
-    ),
+    "tau-normalization": Method("rows divided by their norm to the power tau", "04", _PICKS, finish=choose_tau),
     "NCM": Method(
-        "the class whose mean feature is nearest",
-        "04",
-        ("features", "validation"),
-        finish=nearest_class_mean,
-        probabilities=False,
+        "the class whose mean feature is nearest", "04", ("features", "validation"), finish=ncm, probabilities=False
     ),
-    "cRT": Method(
-        "a new classifier, learned from class-balanced features", "04", ("counts", "features", "validation"), finish=crt
-    ),
-    "LWS": Method("one learned factor for each class's logit", "04", ("counts", "features", "validation"), finish=lws),
-    "logit adjustment": Method(
-        "log of the class's share taken off its logit", "05", ("counts",), finish=logit_adjustment
-    ),
+    "cRT": Method("a new classifier, learned from class-balanced features", "04", _HEADS, finish=crt),
+    "LWS": Method("one learned factor for each class's logit", "04", _HEADS, finish=lws),
+    "logit adjustment": Method("log of the class's share taken off its logit", "05", ("counts",), finish=adjust),
 }
 
 
 def trainings_of(names: Iterable[str]) -> dict[str, list[str]]:
     """Which trainings the methods `names` take: {training: its methods}, both in the order of `METHODS`."""
     names = list(names)
-    unknown = [name for name in names if name not in METHODS]
-    if unknown or not names:
-        raise ValueError(f"method: got {unknown[0] if unknown else 'none'!r}; allowed: {', '.join(METHODS)}")
+    for name in names or ["none"]:
+        require(name in METHODS, "method", repr(name), ", ".join(METHODS))
     found: dict[str, list[str]] = {}
     for name, method in METHODS.items():
         if name in names:
@@ -420,17 +381,13 @@ def train_methods(
     setting = Setting(train=train, validation=validation, **setting)
     groups = trainings_of(names)
     lacking = [n for members in groups.values() for n in members if "validation" in METHODS[n].needs]
-    if validation is None and lacking:
-        raise ValueError(f"validation: got None; allowed: images to choose on, for {', '.join(lacking)}")
+    allowed = f"images to choose on, for {', '.join(lacking)}"
+    require(validation is not None or not lacking, "validation", None, allowed)
     done = {}
     for training, members in groups.items():
         stage = METHODS[training].train(setting)
-        cost = {
-            "backbone_images": stage.images,
-            "feature_images": stage.feature_images,
-            "head_images": 0,
-            "seconds": stage.seconds,
-        }
+        cost = {"backbone_images": stage.images, "feature_images": stage.feature_images, "head_images": 0}
+        cost["seconds"] = stage.seconds
         if training in members:
             done[training] = Trained(training, stage.model, {}, cost)
         later = [name for name in members if name != training]
@@ -441,8 +398,9 @@ def train_methods(
 
 def _finish_all(names: list[str], setting: Setting, stage: Stage, cost: dict[str, float]) -> dict[str, Trained]:
     started = time.perf_counter()
-    features = [None if d is None else extract_features(stage.model, d) for d in (setting.train, setting.validation)]
-    cached = Cached(stage.model, setting.train, setting.validation, *features, setting.seed)
+    read = {"features": setting.train, "validation": setting.validation}
+    features = {need: extract_features(stage.model, data) for need, data in read.items() if data is not None}
+    cached = Cached(stage.model, setting, *features.values())
     shared = time.perf_counter() - started
     done = {}
     for name in names:
@@ -450,12 +408,8 @@ def _finish_all(names: list[str], setting: Setting, stage: Stage, cost: dict[str
         finished = METHODS[name].finish(cached)
         model = copy.deepcopy(stage.model)
         model.head = finished.head
-        needs = METHODS[name].needs
-        own = {
-            "feature_images": ("features" in needs) * len(setting.train)
-            + ("validation" in needs) * len(setting.validation or ()),
-            "head_images": finished.head_images,
-            "seconds": cost["seconds"] + shared + time.perf_counter() - started,
-        }
+        images = sum(len(features[need]) for need in METHODS[name].needs if need in features)
+        own = {"feature_images": images, "head_images": finished.head_images}
+        own["seconds"] = cost["seconds"] + shared + time.perf_counter() - started
         done[name] = Trained(name, model, finished.chosen, cost | own)
     return done

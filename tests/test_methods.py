@@ -1,31 +1,34 @@
-"""methods.py and recipes.py: every method does something, within one budget, and chooses on validation images only."""
+"""methods.py: every method does something, within one budget, and chooses on validation images only."""
 
 import math
 
 import pytest
 import torch
 
-from course_utils import methods as recipes
+from course_utils import methods
 from course_utils.data import LabeledImages
 from course_utils.decoupling import tau_normalize
 from course_utils.methods import (
     LDAM_SCALE,
     METHODS,
     NEEDS,
+    TAUS,
     Cached,
     Method,
     Setting,
     Stage,
     all_logits,
+    choose_tau,
     linear,
     run_fit,
     train_method,
     train_methods,
     trainings_of,
+    unit_cosine,
 )
 from course_utils.metrics import balanced_accuracy
 from course_utils.networks import SmallCNN
-from course_utils.training import extract_features, predict
+from course_utils.training import cosine_schedule, extract_features, predict
 
 COUNTS = (60, 25, 6)
 CLASSES = ("a", "b", "c")
@@ -107,8 +110,8 @@ def test_all_spend_one_budget_and_it_is_what_went_through_the_backbone(all_train
 
 def test_methods_that_share_a_training_train_once_and_are_the_same_as_alone(all_trained, monkeypatch):
     started = []
-    real = recipes.fit
-    monkeypatch.setattr(recipes, "fit", lambda *a, **k: started.append(1) or real(*a, **k))
+    real = methods.fit
+    monkeypatch.setattr(methods, "fit", lambda *a, **k: started.append(1) or real(*a, **k))
     names = ["cRT", "tau-normalization", "cross-entropy"]
     together = train_methods(names, TRAIN, VALIDATION, **OPTIONS)
     assert started == [1] and list(together) == ["cross-entropy", "tau-normalization", "cRT"]
@@ -133,12 +136,12 @@ def test_tau_is_chosen_on_validation_images(wanted):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 8, generator=generator) * torch.tensor([4.0, 2.0, 0.5])[:, None]
     features = torch.randn(60, 8, generator=generator)
-    said = [(features @ tau_normalize(weight, tau).T).argmax(1) for tau in recipes.TAUS]
-    validation = LabeledImages(VALIDATION.images, said[recipes.TAUS.index(wanted)], CLASSES)
-    model = SmallCNN(3, head=linear(weight))
-    finished = recipes.tau_normalization(Cached(model, TRAIN, validation, torch.zeros(91, 8), features, 0))
+    said = [(features @ tau_normalize(weight, tau).T).argmax(1) for tau in TAUS]
+    validation = LabeledImages(VALIDATION.images, said[TAUS.index(wanted)], CLASSES)
+    model, setting = SmallCNN(3, head=linear(weight)), Setting(train=TRAIN, validation=validation)
+    finished = choose_tau(Cached(model, setting, torch.zeros(91, 8), features))
     scores = [balanced_accuracy(guess, validation.labels, 3) for guess in said]
-    assert finished.chosen == {"tau": recipes.TAUS[scores.index(1.0)]} and (scores[0] < 1 or wanted == 0)
+    assert finished.chosen == {"tau": TAUS[scores.index(1.0)]} and (scores[0] < 1 or wanted == 0)
     assert torch.equal(finished.head(features).argmax(1), validation.labels)
     assert finished.head.bias is None
 
@@ -153,7 +156,8 @@ def test_what_was_chosen_is_kept(all_trained):
 
 
 def test_best_takes_the_first_of_equal_heads():
-    cached = Cached(None, TRAIN, VALIDATION, torch.zeros(91, 3), torch.eye(3)[VALIDATION.labels], 0)
+    setting = Setting(train=TRAIN, validation=VALIDATION)
+    cached = Cached(None, setting, torch.zeros(91, 3), torch.eye(3)[VALIDATION.labels])
     heads = {"wrong": lambda f: -f, "first": lambda f: f, "second": lambda f: 2 * f}
     assert cached.best(heads) == "first"
 
@@ -175,6 +179,7 @@ def test_seeds_differ_and_repeat_and_leave_torch_alone(all_trained):
     torch.manual_seed(5)
     other = train_method("LDAM + DRW", TRAIN, VALIDATION, seed=1, **OPTIONS).logits(TEST)
     again = train_method("LDAM + DRW", TRAIN, VALIDATION, seed=0, **OPTIONS).logits(TEST)
+    train_methods(["tau-normalization", "logit adjustment", "cRT"], TRAIN, VALIDATION, **OPTIONS)
     after = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(3))
@@ -183,7 +188,7 @@ def test_seeds_differ_and_repeat_and_leave_torch_alone(all_trained):
 
 def test_all_methods_of_a_seed_start_with_one_backbone():
     setting = Setting(train=TRAIN, network=TinyNet, seed=3)
-    first, second = setting.new_model(), setting.new_model(recipes.unit_cosine)
+    first, second = setting.new_model(), setting.new_model(unit_cosine)
     assert all(
         torch.equal(a, b) for a, b in zip(first.backbone.parameters(), second.backbone.parameters(), strict=True)
     )
@@ -197,7 +202,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_result(name, all_traine
         started.append(epoch)
         if len(started) == 5:
             raise InterruptedError
-        return recipes.cosine_schedule(epoch, epochs)
+        return cosine_schedule(epoch, epochs)
 
     stopped.__name__ = "cosine_schedule"
     options = OPTIONS | {"checkpoint": tmp_path / "run"}
@@ -228,8 +233,8 @@ def test_wrong_arguments_are_named():
         train_method("LDAM-DRW", TRAIN)
     with pytest.raises(ValueError, match="method: got 'none'"):
         trainings_of([])
-    with pytest.raises(ValueError, match="train: class 'b' has no image"):
+    with pytest.raises(ValueError, match="train: got no image of class 'b'"):
         train_method("LDAM", TRAIN.subset((TRAIN.labels != 1).nonzero()[:, 0]))
-    with pytest.raises(ValueError, match="validation: has other classes"):
+    with pytest.raises(ValueError, match="validation: got other classes than train has"):
         train_method("LDAM", TRAIN, VALIDATION.only(["a", "b"]))
     assert not any(math.isnan(v) for v in train_method("LDAM", TRAIN, **OPTIONS).cost.values())
