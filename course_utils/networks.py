@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .runtime import require
+
 
 class ImageClassifier(nn.Module):
     """A backbone and a head. `feature_dim` is D, the length of a feature vector; `num_classes` is C."""
 
     def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, head: nn.Module | None = None):
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes: got {num_classes}; allowed: at least 1")
+        require(num_classes >= 1, "num_classes", num_classes, "at least 1")
         self.backbone = backbone
         self.feature_dim, self.num_classes = feature_dim, num_classes
         self.head = nn.Linear(feature_dim, num_classes) if head is None else head

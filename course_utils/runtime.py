@@ -1,6 +1,7 @@
 """Where and how the course runs: device, precision, threads, seed and profile, chosen once by `start()`.
 
-No other file of the course picks a device. Everything else takes tensors and works where they are.
+No other file of the course picks a device. Everything else takes tensors and works where they are. Here too: files that
+are whole or not there, and the checkpoints of a training.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 from packaging.requirements import Requirement
+from torch import nn
 from tqdm.auto import tqdm
 
 PROFILES = ("default", "full")
@@ -66,7 +68,7 @@ def choose_device(device: str | None = None) -> tuple[torch.device, torch.dtype]
     device = os.environ.get("COURSE_DEVICE") or device or names[0]
     if device not in names:
         raise ValueError(f"device: {device!r} is not on this machine; here: {', '.join(names)}")
-    half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    half = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)  # a T4 emulates it
     return torch.device(device), torch.bfloat16 if half else torch.float32
 
 
@@ -87,14 +89,12 @@ def start(notebook: str | None = None, *, seed: int = 0, device: str | None = No
         ValueError: a device that is not here, an unknown profile, a negative seed or thread count.
     """
     profile = os.environ.get("COURSE_PROFILE") or profile or "default"
-    if profile not in PROFILES:
-        raise ValueError(f"profile: got {profile!r}; allowed: {', '.join(PROFILES)}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}; allowed: an integer of at least 0")
+    require(profile in PROFILES, "profile", repr(profile), ", ".join(PROFILES))
+    require(isinstance(seed, int) and seed >= 0, "seed", repr(seed), "an integer of at least 0")
     chosen, precision = choose_device(device)
     threads = os.environ.get("COURSE_THREADS", "1")
-    if not threads.isdecimal() or int(threads) < 1:
-        raise ValueError(f"COURSE_THREADS: got {threads!r}; allowed: an integer of at least 1")
+    ok = threads.isdecimal() and int(threads) >= 1
+    require(ok, "COURSE_THREADS", repr(threads), "an integer of at least 1")
 
     torch.set_num_threads(int(threads))
     random.seed(seed)
@@ -166,9 +166,9 @@ def keeping_random_state(device: torch.device | str = "cpu") -> Iterator[Callabl
             gpu.set_rng_state(before[1], *where)
 
 
-def progress_bar(total: int, unit: str, *, done: int = 0, delay: float = 0.0) -> tqdm:
+def progress_bar(total: int, unit: str, *, done: int = 0, delay: float = 0.0, show: bool = True) -> tqdm:
     """A bar that goes away when it is full. COURSE_QUIET=1 hides all bars: the tests and `course.py run` set it."""
-    quiet = bool(os.environ.get("COURSE_QUIET"))
+    quiet = not show or bool(os.environ.get("COURSE_QUIET"))
     return tqdm(total=total, initial=done, unit=unit, leave=False, delay=delay, disable=quiet)
 
 
@@ -192,3 +192,40 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     finally:
         with contextlib.suppress(OSError):  # there is no such file, or the folder is none
             temporary.unlink()
+
+
+def save_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settings: dict, history: list) -> None:
+    """Write what `load_checkpoint()` goes on from; `path` None: nothing."""
+    if path is not None:
+        state = {"model": model.state_dict(), "settings": settings, "history": history}
+        state["optimizer"] = optimizer.state_dict()
+        write_atomically(Path(path).expanduser(), lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settings: dict[str, Any]) -> list:
+    """Bring `model` and `optimizer` to where they were saved and return the history; without a file, [].
+
+    Raises:
+        ValueError: the file is no checkpoint, or one of another network or of other settings.
+    """
+    if path is None:
+        return []
+    path = Path(path).expanduser()
+    try:  # on the CPU: load_state_dict() knows what belongs elsewhere
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        weights, saved, history = state["model"], state["settings"], state["history"]
+        theirs = {k: v.shape for k, v in weights.items()}
+    except FileNotFoundError:
+        return []
+    except Exception as error:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
+    mine = {k: v.shape for k, v in model.state_dict().items()}
+    if theirs != mine:
+        odd = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
+        raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(odd[:3])}")
+    pairs = {k: (saved.get(k), settings.get(k)) for k in saved | settings}
+    if odd := [f"{k}={old} instead of {new}" for k, (old, new) in pairs.items() if old != new]:
+        raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd[:3])}")
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state["optimizer"])
+    return history

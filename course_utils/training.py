@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 from torch.utils.data import Sampler
 
 from .data import LabeledImages
 from .networks import device_of
-from .runtime import progress_bar, write_atomically
+from .runtime import keeping_random_state, load_checkpoint, progress_bar, require, save_checkpoint
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -75,8 +78,7 @@ class Batches:
         augment: Augmentation | None = None,
         generator: torch.Generator | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}; allowed: at least 1")
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
         self.dataset, self.batch_size, self.sampler, self.augment = dataset, batch_size, sampler, augment
         self.generator = generator or torch.Generator()
 
@@ -121,8 +123,7 @@ def step_schedule(epoch: int, epochs: int, *, at: float = 0.8, factor: float = 0
     With the defaults and 200 epochs, the schedule of the released LDAM code: 0.2, 0.4 ... 1 in the first five epochs,
     0.01 from epoch 160 and 0.0001 from epoch 180. at = 1 never drops.
     """
-    if not 0 < factor <= 1:
-        raise ValueError(f"factor: got {factor}; allowed: above 0, at most 1")
+    require(0 < factor <= 1, "factor", factor, "above 0, at most 1")
     rising = switch_epoch(epochs, warmup)
     if epoch < rising:
         return (epoch + 1) / rising
@@ -133,34 +134,56 @@ def step_schedule(epoch: int, epochs: int, *, at: float = 0.8, factor: float = 0
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 
-class SGD:
-    """Gradient descent with momentum, as `torch.optim.SGD`: v <- momentum v + gradient + weight_decay w; w <- w - lr v.
+def parameter_groups(model: nn.Module, weight_decay: float, groups: Groups | None = None) -> list[dict[str, Any]]:
+    """The trainable weights of `model` as parameter groups of torch.optim; `groups` as in `fit()`.
 
-    Written out because making any optimizer of torch.optim imports torch's compiler: five seconds in every process.
+    Each has its "weight_decay", and a "factor" that `set_rate()` multiplies the learning rate by.
+    """
+    members: dict[tuple[float, float], list[Tensor]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            longest = max((beginning for beginning in groups or {} if name.startswith(beginning)), key=len, default="")
+            own = (groups or {}).get(longest, {})
+            members.setdefault((own.get("lr", 1.0), own.get("weight_decay", weight_decay)), []).append(weight)
+    return [{"params": ws, "factor": factor, "weight_decay": decay} for (factor, decay), ws in members.items()]
+
+
+def set_rate(optimizer, lr: float) -> None:
+    """Learning rate `lr`, times the factor of each parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
+
+
+class SGD:
+    """Gradient descent with momentum: v <- momentum v + gradient + weight_decay w; w <- w - lr v. Set `lr` first.
+
+    The update is torch's own, but making a `torch.optim.SGD` imports torch's compiler: seconds in every process.
     """
 
+    lr = property(fset=set_rate)
+
     def __init__(self, model: nn.Module, momentum: float, weight_decay: float, groups: Groups | None = None):
-        self.lr, self.momentum = 0.0, momentum
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.weights = [p for _, p in named]
-        self.velocity = [torch.zeros_like(p) for p in self.weights]
-        self.groups: dict[tuple[float, float], list[int]] = {}  # (factor of lr, weight decay) -> which weights
-        for i, (name, _) in enumerate(named):
-            own = (groups or {}).get(max((g for g in groups or {} if name.startswith(g)), key=len, default=""), {})
-            setting = (own.get("lr", 1.0), own.get("weight_decay", weight_decay))
-            self.groups.setdefault(setting, []).append(i)
+        self.defaults = {"momentum": momentum, "weight_decay": weight_decay}
+        self.param_groups = parameter_groups(model, weight_decay, groups)
+        for group in self.param_groups:
+            group |= {"lr": 0.0, "velocity": [torch.zeros_like(w) for w in group["params"]]}
+        self.velocity = [v for group in self.param_groups for v in group["velocity"]]
 
     @torch.no_grad()
     def step(self) -> None:
-        for (factor, weight_decay), members in self.groups.items():
-            used = [(self.weights[i], self.velocity[i]) for i in members if self.weights[i].grad is not None]
-            if not used:
-                continue
-            weights, velocity = map(list, zip(*used, strict=True))
-            torch._foreach_mul_(velocity, self.momentum)  # for all layers at once: one call on a GPU
-            torch._foreach_add_(velocity, [w.grad for w in weights])
-            torch._foreach_add_(velocity, weights, alpha=weight_decay)
-            torch._foreach_add_(weights, velocity, alpha=-self.lr * factor)
+        constants = {"momentum": self.defaults["momentum"], "dampening": 0, "nesterov": False, "maximize": False}
+        for group in self.param_groups:
+            pairs = zip(group["params"], group["velocity"], strict=True)
+            if used := [(w, w.grad, v) for w, v in pairs if w.grad is not None]:
+                lists = map(list, zip(*used, strict=True))  # foreach: all layers at once, few calls on a GPU
+                sgd(*lists, foreach=True, lr=group["lr"], weight_decay=group["weight_decay"], **constants)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        return {"velocity": self.velocity}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        for mine, saved in zip(self.velocity, state["velocity"], strict=True):
+            mine.copy_(saved)
 
 
 def fit(
@@ -170,9 +193,10 @@ def fit(
     epochs: int = 20,
     batch_size: int = 64,
     lr: float = 0.1,
-    momentum: float = 0.9,
+    momentum: float | None = None,
     weight_decay: float = 5e-4,
     groups: Groups | None = None,
+    optimizer: Callable | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     objective: Objective | None = None,
     sampler: EpochSampler | None = None,
@@ -184,16 +208,19 @@ def fit(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
-    """Train `model` in place with SGD and return one dictionary for each epoch.
+    """Train `model` in place and return one dictionary for each epoch.
 
     A part whose parameters all have `requires_grad = False` stays as it is: it is in evaluation mode, so the statistics
     of its batch normalization stand still too.
 
     Args:
         model: already on its device. `train` has to be there too: `dataset.to(run.device)`.
-        epochs, batch_size, lr, momentum, weight_decay: of SGD. An epoch is as long as the sampler says.
+        epochs, batch_size: an epoch is as long as the sampler says.
+        lr, momentum, weight_decay: of the optimizer. momentum None: 0.9 for SGD; with `optimizer`, that class's own.
         groups: {beginning of parameter names: {"lr": factor of lr, "weight_decay": instead of weight_decay}}, for
             parts that learn slower or without decay; the longest beginning counts.
+        optimizer: a class of torch.optim, such as `torch.optim.AdamW` or `partial(torch.optim.AdamW, eps=1e-6)`;
+            SGD with momentum by default. The defaults of lr and weight_decay are for SGD: give another one its own.
         loss: function (logits (B, C), labels (B,)) -> scalar; cross-entropy by default. A module's class weights are
             moved to the device of the model. If it has `set_epoch`, that is called with the 0-based epoch first, so a
             loss may change over time.
@@ -203,8 +230,8 @@ def fit(
         augment: function (uint8 images, generator) -> uint8 images, or None.
         schedule: function (epoch, epochs) -> factor of lr, a pure function.
         precision: dtype for autocast, `run.precision`; float32 means no autocast.
-        seed: order, augmentation and dropout of epoch e depend on (seed, e) alone. Torch's global generator is left
-            as it was. Weights are drawn when the model is made: seed before that.
+        seed: order, augmentation and dropout of epoch e depend on (seed, e) alone. Torch's generators are left as
+            they were. Weights are drawn when the model is made: seed before that.
         evaluate: called after every epoch; its numbers join that epoch's dictionary.
         checkpoint: file written after every epoch. If it exists, training goes on where it stopped, and ends with the
             same numbers as an uninterrupted run on the same device.
@@ -218,82 +245,90 @@ def fit(
             network or other settings wrote.
         FloatingPointError: the loss became NaN or infinite.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs: got {epochs}; allowed: at least 1")
-    if not lr > 0:
-        raise ValueError(f"lr: got {lr}; allowed: above 0")
-    if not (momentum >= 0 and weight_decay >= 0):
-        raise ValueError(f"momentum, weight_decay: got {momentum}, {weight_decay}; allowed: at least 0")
+    _check_arguments(model, train, epochs, lr, groups or {}, loss, objective, sampler)
     device = device_of(model)
-    if train.images.device != device:
-        raise ValueError(f"train: images on {train.images.device}, model on {device}; use train.to({str(device)!r})")
-    if sampler is None:
-        sampler = InstanceBalancedSampler(train.labels, seed=seed)
-    if len(getattr(sampler, "labels", train)) != len(train):
-        raise ValueError(f"sampler: made for {len(sampler.labels)} images; allowed: for the {len(train)} of train")
-    generator = torch.Generator()
-    batches = Batches(train, batch_size, sampler=sampler, augment=augment, generator=generator)
-    if loss is not None and objective is not None:
-        raise ValueError("objective: got one beside a loss; allowed: one of them")
+    sampler = InstanceBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
+    batches = Batches(train, batch_size, sampler=sampler, augment=augment)
     loss = nn.CrossEntropyLoss() if loss is None else loss
-    if isinstance(loss, nn.Module):
-        loss.to(device)
-    name = _name(objective or loss)
-    objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
-    _check_groups(groups or {}, model)
-    optimizer = SGD(model, momentum, weight_decay, groups)
-    settings = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "momentum": momentum,
-        "seed": seed,
-        "weight_decay": weight_decay,
-        "precision": str(precision),
-        "counts": train.counts.tolist(),
-        "sampler": _name(sampler),
-        "loss": name,
-        "augment": _name(augment),
-        "schedule": _name(schedule),
-    }
-    if groups:
-        settings["groups"] = {name: dict(own) for name, own in groups.items()}
-    history: History = []
-    if checkpoint is not None and Path(checkpoint).exists():
-        history = _load_checkpoint(Path(checkpoint), model, optimizer, settings)
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    updates = _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups)
+    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision)}
+    settings = _settings(model, train, updates, groups, sampler, objective or loss, augment, schedule) | numbers
+    history: History = load_checkpoint(checkpoint, model, updates, settings)
 
-    bar = progress_bar(epochs, "epoch", done=len(history), delay=2) if progress else contextlib.nullcontext()
-    fork = torch.random.fork_rng(devices=[device] if train.images.is_cuda else [])
-    with bar, keeping_modes(model), fork, _repeatable():
+    objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
+    bar = progress_bar(epochs, "epoch", done=len(history), delay=2, show=progress)
+    with bar, keeping_modes(model), keeping_random_state(device) as seed_torch, _repeatable():
         for epoch in range(len(history), epochs):
-            started = time.perf_counter()
-            factor = schedule(epoch, epochs)
-            optimizer.lr = lr * factor
-            for part in (sampler, loss, objective):
-                if hasattr(part, "set_epoch"):
-                    part.set_epoch(epoch)
-            torch.manual_seed(seed * 1_000_003 + epoch)
-            generator.manual_seed(seed * 1_000_003 + epoch)
-            mean_loss = _one_epoch(model, batches, objective, optimizer, precision)
+            started, rate = time.perf_counter(), lr * schedule(epoch, epochs)
+            set_rate(updates, rate)
+            _tell(epoch, sampler, loss, objective)
+            seed_torch(seed * 1_000_003 + epoch)
+            batches.generator.manual_seed(seed * 1_000_003 + epoch)
+            mean_loss = _one_epoch(model, batches, objective, updates, precision)
             if not math.isfinite(mean_loss):
                 raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
-            row = {"epoch": epoch, "lr": lr * factor, "loss": mean_loss, "seconds": time.perf_counter() - started}
+            row = {"epoch": epoch, "lr": rate, "loss": mean_loss, "seconds": time.perf_counter() - started}
             history.append(row | {k: float(v) for k, v in (evaluate(model) if evaluate else {}).items()})
-            if checkpoint is not None:
-                _save_checkpoint(Path(checkpoint), model, optimizer, settings, history)
-            if progress:
-                bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
-                bar.update()
+            save_checkpoint(checkpoint, model, updates, settings, history)
+            bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
+            bar.update()
     return history
 
 
-def _check_groups(groups: Groups, model: nn.Module) -> None:
+def _check_arguments(model, train, epochs, lr, groups, loss, objective, sampler) -> None:
+    device, made_for = device_of(model), len(getattr(sampler, "labels", train))
+    require(epochs >= 1, "epochs", epochs, "at least 1")
+    require(lr > 0, "lr", lr, "above 0")
+    where = f"images on {train.images.device}, model on {device}"
+    require(train.images.device == device, "train", where, f"one device, as of train.to({str(device)!r})")
+    require(made_for == len(train), "sampler", f"one for {made_for} images", f"one for the {len(train)} of train")
+    require(loss is None or objective is None, "objective", "one beside a loss", "one of them")
     names = [name for name, _ in model.named_parameters()]
     for beginning, own in groups.items():
-        if not any(name.startswith(beginning) for name in names):
-            raise ValueError(f"groups: got {beginning!r}; allowed: the beginning of a parameter's name: {names}")
-        if not own.keys() <= {"lr", "weight_decay"} or not all(value >= 0 for value in own.values()):
-            raise ValueError(f"groups: got {dict(own)} for {beginning!r}; allowed: lr and weight_decay, at least 0")
+        known = any(name.startswith(beginning) for name in names)
+        require(known, "groups", repr(beginning), f"the beginning of a parameter's name: {names}")
+        ok = own.keys() <= {"lr", "weight_decay"} and all(value >= 0 for value in own.values())
+        require(ok, "groups", f"{dict(own)} for {beginning!r}", "lr and weight_decay, at least 0")
+
+
+def _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups):
+    ok = weight_decay >= 0 and (momentum is None or momentum >= 0)
+    require(ok, "momentum, weight_decay", f"{momentum}, {weight_decay}", "at least 0")
+    if optimizer is None:
+        return SGD(model, 0.9 if momentum is None else momentum, weight_decay, groups)
+    takes = inspect.signature(optimizer).parameters.keys() if callable(optimizer) else set()
+    allowed = "None, or a class with lr and weight_decay such as torch.optim.AdamW"
+    require(takes >= {"lr", "weight_decay"}, "optimizer", _name(optimizer), allowed)
+    require(momentum is None or "momentum" in takes, "momentum", momentum, f"None: {_name(optimizer)} has no momentum")
+    own = {} if momentum is None else {"momentum": momentum}
+    return optimizer(parameter_groups(model, weight_decay, groups), lr=lr, weight_decay=weight_decay, **own)
+
+
+def _settings(model, train, optimizer, groups, sampler, loss, augment, schedule) -> dict[str, Any]:
+    """What a checkpoint remembers of them, so that another training does not go on from it."""
+    return {
+        "optimizer": type(optimizer).__name__,
+        **optimizer.defaults,
+        "trainable": sum(w.requires_grad for w in model.parameters()),
+        "groups": {name: dict(own) for name, own in (groups or {}).items()} or None,
+        "counts": train.counts.tolist(),
+        "sampler": _name(sampler),
+        "loss": _name(loss),
+        "augment": _name(augment),
+        "schedule": _name(schedule),
+    }
+
+
+def _name(part) -> str:
+    """Of a function or of an object's class: enough to notice a checkpoint of another method."""
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def _tell(epoch: int, *parts) -> None:
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
 
 
 def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimizer, precision: torch.dtype) -> float:
@@ -365,39 +400,3 @@ def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) 
 def extract_features(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
     """Features float32 (N, D) of all images, in evaluation mode, without augmentation."""
     return _over_batches(model.features, model, dataset.images, batch_size)
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def _save_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict, history: History) -> None:
-    state = {"model": model.state_dict(), "velocity": optimizer.velocity, "settings": settings, "history": history}
-    write_atomically(path, lambda file: torch.save(state, file))
-
-
-def _load_checkpoint(path: Path, model: nn.Module, optimizer, settings: dict) -> History:
-    try:
-        state = torch.load(path, map_location=device_of(model), weights_only=True)
-        weights, saved = state["model"], state["settings"]
-        history, velocity = state["history"], state["velocity"]
-        shapes = {k: v.shape for k, v in weights.items()}
-    except FileNotFoundError:  # another run of the same training has just finished
-        return []
-    except Exception as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
-    mine = {k: v.shape for k, v in model.state_dict().items()}
-    if shapes != mine:
-        odd = sorted(k for k in shapes.keys() | mine.keys() if shapes.get(k) != mine.get(k))
-        raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(odd[:3])}")
-    if saved != settings:
-        pairs = {k: (saved.get(k), settings.get(k)) for k in saved | settings}
-        odd = [f"{k}={theirs} instead of {ours}" for k, (theirs, ours) in pairs.items() if theirs != ours]
-        raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd)}")
-    model.load_state_dict(weights)
-    optimizer.velocity = [v.to(w.device) for v, w in zip(velocity, optimizer.weights, strict=True)]
-    return history
-
-
-def _name(part) -> str:
-    """Of a function or of an object's class: enough to notice a checkpoint of another method."""
-    return getattr(part, "__name__", type(part).__name__)

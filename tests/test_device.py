@@ -147,7 +147,7 @@ def test_one_step_of_the_optimizer_is_four_calls_however_many_layers_there_are(g
     model(torch.zeros(2, 3, 32, 32, device=gpu.device)).sum().backward()
     gpu.calls.clear()
     optimizer.step()
-    assert gpu.calls == ["_foreach_mul_", "_foreach_add_", "_foreach_add_", "_foreach_add_"]
+    assert gpu.calls == ["_foreach_add", "_foreach_mul_", "_foreach_add_", "_foreach_add_"]
 
 
 def test_resnet_with_flips_a_head_trained_end_to_end_and_read_outs(gpu):

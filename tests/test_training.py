@@ -1,10 +1,12 @@
 """training.py: one loop that can be repeated, stopped, killed and taken up again."""
 
+import itertools
 import math
 import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from course_utils.data import LabeledImages
 from course_utils.networks import MLP, ImageClassifier, SmallCNN
 from course_utils.sampling import ClassBalancedSampler, InstanceBalancedSampler
-from course_utils.training import constant_schedule, cosine_schedule, extract_features, fit, predict, to_float
+from course_utils.training import SGD, constant_schedule, cosine_schedule, extract_features, fit, predict, to_float
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,6 +129,14 @@ def test_nothing_but_the_model_changes(capfd):
     assert torch.equal(DATA.images, images) and torch.equal(DATA.labels, labels)
     assert next(model.parameters()).device == DATA.images.device
     assert capfd.readouterr() == ("", "")
+
+
+def test_generators_of_gpus_that_do_not_train_are_not_seeded(monkeypatch):
+    model, seeded = made(with_dropout), []
+    monkeypatch.setattr(torch.mps, "manual_seed", seeded.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    fit(model, DATA, epochs=1, progress=False)
+    assert not seeded
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -318,7 +328,7 @@ def test_wrong_arguments_are_refused(options, message):
 
 
 def test_model_and_data_have_to_be_on_one_device():
-    with pytest.raises(ValueError, match=r"train: images on cpu, model on meta; use train.to\('meta'\)"):
+    with pytest.raises(ValueError, match=r"train: got images on cpu, model on meta; allowed: .*train.to\('meta'\)"):
         fit(mlp().to("meta"), DATA)
 
 
@@ -377,13 +387,16 @@ def test_a_finished_run_is_read_and_not_trained(tmp_path):
     assert same(model, done) and again == history and (tmp_path / "run.pt").read_bytes() == before
 
 
-def test_a_checkpoint_that_another_run_takes_away_is_none(tmp_path, monkeypatch):
-    """Two runs of one training: the other one has finished and cleaned up between a look and a read."""
-    whole, _ = train(epochs=2)
-    real = Path.exists
-    monkeypatch.setattr(Path, "exists", lambda path: path.name == "gone.pt" or real(path))
-    model, history = train(epochs=2, checkpoint=tmp_path / "gone.pt")
-    assert same(model, whole) and len(history) == 2
+def test_a_checkpoint_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path)), monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    _, history = train(epochs=2, checkpoint="~/runs/run.pt")
+    assert (
+        train(epochs=2, checkpoint=tmp_path / "runs" / "run.pt")[1]
+        == history
+        == train(checkpoint="~/runs/run.pt", epochs=2)[1]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 KILLED_WHILE_WRITING = """
@@ -425,6 +438,8 @@ def test_a_run_that_was_killed_while_writing_goes_on_from_the_file_before(tmp_pa
         ({"loss": nn.MultiMarginLoss()}, "written with other settings: loss="),
         ({"augment": None}, "written with other settings: augment="),
         ({"schedule": constant_schedule}, "written with other settings: schedule="),
+        ({"optimizer": torch.optim.AdamW}, "written with other settings: optimizer=SGD instead of AdamW"),
+        ({"momentum": 0.5}, "written with other settings: momentum=0.9 instead of 0.5"),
     ],
 )
 def test_the_checkpoint_of_another_run_is_refused_and_left_alone(options, message, tmp_path):
@@ -441,6 +456,20 @@ def test_the_checkpoint_of_other_data_is_refused(tmp_path):
     other = LabeledImages(DATA.images, DATA.labels.clamp(max=1), DATA.class_names)
     with pytest.raises(ValueError, match="written with other settings: "):
         fit(made(mlp), other, epochs=4, batch_size=16, progress=False, checkpoint=tmp_path / "run.pt")
+
+
+def test_the_checkpoint_of_other_trainable_weights_or_of_the_version_before_is_refused(tmp_path):
+    path, frozen = tmp_path / "run.pt", made(mlp)
+    train(checkpoint=path)
+    frozen.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="written with other settings: trainable=6 instead of 4"):
+        fit(frozen, DATA, epochs=4, batch_size=16, progress=False, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    state["velocity"] = state.pop("optimizer")["velocity"]
+    del state["settings"]["optimizer"], state["settings"]["trainable"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"checkpoint: .*run\.pt was written with other settings: optimizer=None inst"):
+        train(checkpoint=path)
 
 
 class Mischief:
@@ -489,6 +518,105 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_left_alone(damage, tmp_path
         fit(model, DATA, epochs=4, batch_size=16, progress=False, checkpoint=path)
     assert path.read_bytes() == before and same(model, made(mlp))
     assert not (tmp_path / "mischief-done").exists(), "code in a checkpoint must not run"
+
+
+# ---- other optimizers ----------------------------------------------------------------------------------------------
+
+
+OPTIMIZERS = {
+    "SGD": {},
+    "SGD without momentum": {"momentum": 0.0},
+    "torch's SGD": {"optimizer": torch.optim.SGD, "momentum": 0.9},
+    "Adam": {"optimizer": torch.optim.Adam, "lr": 0.01},
+    "AdamW": {"optimizer": torch.optim.AdamW, "lr": 0.01},
+    "AdamW with options": {"optimizer": partial(torch.optim.AdamW, betas=(0.8, 0.9), amsgrad=True), "lr": 0.01},
+    "RMSprop": {"optimizer": torch.optim.RMSprop, "lr": 0.01},
+    "RMSprop with momentum": {"optimizer": torch.optim.RMSprop, "lr": 0.01, "momentum": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("network", [mlp, with_batch_norm])
+def test_every_optimizer_goes_on_to_the_bit(network, name, tmp_path):
+    options = OPTIMIZERS[name] | {"groups": {"head": {"lr": 0.5, "weight_decay": 0.0}}}
+    whole, history = train(network, evaluate=accuracy, **options)
+    with pytest.raises(Stop):
+        train(network, evaluate=stops_after(2), checkpoint=tmp_path / "run.pt", **options)
+    resumed, again = train(network, model_seed=99, evaluate=accuracy, checkpoint=tmp_path / "run.pt", **options)
+    assert same(whole, resumed) and without_seconds(again) == without_seconds(history)
+
+
+@pytest.mark.parametrize(("name", "other"), [*itertools.permutations(["SGD", "torch's SGD", "AdamW", "RMSprop"], 2)])
+def test_the_checkpoint_of_another_optimizer_is_refused_by_name(name, other, tmp_path):
+    train(epochs=1, checkpoint=tmp_path / "run.pt", **OPTIMIZERS[name] | {"lr": 0.01})
+    made_by, mine = (OPTIMIZERS[key].get("optimizer", SGD) for key in (name, other))
+    message = (
+        "dampening="
+        if {name, other} == {"SGD", "torch's SGD"}
+        else f"optimizer={made_by.__name__} instead of {mine.__name__}"
+    )
+    with pytest.raises(ValueError, match=f"written with other settings: {message}"):
+        train(epochs=1, checkpoint=tmp_path / "run.pt", **OPTIMIZERS[other] | {"lr": 0.01})
+
+
+def test_the_options_of_an_optimizer_are_part_of_its_checkpoint(tmp_path):
+    for beta in (0.5, 0.9):
+        other = partial(torch.optim.AdamW, betas=(beta, 0.9))
+        if beta == 0.5:
+            train(optimizer=other, lr=0.01, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match=r"other settings: betas=\(0.5, 0.9\) instead of \(0.9, 0.9\)$"):
+        train(optimizer=other, lr=0.01, checkpoint=tmp_path / "run.pt")
+
+
+def test_another_optimizer_follows_schedule_and_groups():
+    model, history = train(optimizer=torch.optim.AdamW, lr=0.01, weight_decay=0.1, groups=GROUPS, augment=None)
+    slow = made(mlp)
+    factors = [("backbone.1", 0.1, 0.1), ("backbone.3", 1.0, 0.02), ("head.bias", 3.0, 0), ("head.weight", 1.0, 0.1)]
+    parts = [
+        {"params": [p for n, p in slow.named_parameters() if n.startswith(start)], "weight_decay": decay}
+        for start, _, decay in factors
+    ]
+    optimizer, sampler = torch.optim.AdamW(parts), InstanceBalancedSampler(DATA.labels)
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        for group, (_, factor, _) in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] = 0.01 * factor * cosine_schedule(epoch, 4)
+        for chosen in torch.tensor(list(sampler)).split(16):
+            optimizer.zero_grad()
+            F.cross_entropy(slow(to_float(DATA.images[chosen])), DATA.labels[chosen]).backward()
+            optimizer.step()
+    for mine, theirs in zip(model.parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert [row["lr"] for row in history] == pytest.approx([0.01 * cosine_schedule(e, 4) for e in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": torch.optim.AdamW, "momentum": 0.9}, "momentum: got 0.9; allowed: None: AdamW has no momentum"),
+        ({"optimizer": "adam"}, "optimizer: got str; allowed: None, or a class with lr and weight_decay such as"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer: got LBFGS; allowed: None, or a class"),
+        (
+            {"optimizer": torch.optim.AdamW, "weight_decay": -1},
+            "momentum, weight_decay: got None, -1; allowed: at least 0",
+        ),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+
+
+def test_an_optimizer_that_is_already_made_is_refused():
+    with pytest.raises(ValueError, match="optimizer: got AdamW; allowed: None, or a class with lr and weight_decay"):
+        train(optimizer=torch.optim.AdamW(made(mlp).parameters()))
+
+
+def test_momentum_is_the_optimizers_own_unless_it_is_given():
+    plain = train(optimizer=torch.optim.SGD)[0]
+    assert same(plain, train(optimizer=torch.optim.SGD, momentum=0.0)[0])
+    assert not same(plain, train(optimizer=torch.optim.SGD, momentum=0.9)[0])
+    assert same(train()[0], train(momentum=0.9)[0])
 
 
 # ---- parts that learn slower or without weight decay ---------------------------------------------------------------
