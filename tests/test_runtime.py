@@ -3,14 +3,24 @@
 import ast
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import course_utils
 from course_utils import runtime
-from course_utils.runtime import available_devices, check_environment, progress_bar, start, write_atomically
+from course_utils.runtime import (
+    available_devices,
+    check_environment,
+    choose_device,
+    keeping_random_state,
+    progress_bar,
+    start,
+    write_atomically,
+)
 
 PACKAGE = Path(runtime.__file__).parent
 
@@ -97,6 +107,44 @@ def test_a_wrong_choice_is_named_and_changes_nothing(monkeypatch, arguments, env
     assert random.getstate() == before and torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(("emulated", "precision"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_bfloat16_only_where_the_gpu_has_it(monkeypatch, emulated, precision):
+    """A T4 has none, and torch counts its emulation as support unless asked not to."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated
+    )
+    assert choose_device("cuda") == (torch.device("cuda"), precision)
+    assert choose_device("cpu") == (torch.device("cpu"), torch.float32)
+
+
+class OneGenerator:
+    """torch.mps as far as random numbers go."""
+
+    state = "as it was"
+
+    def get_rng_state(self):
+        return self.state
+
+    def set_rng_state(self, state):
+        self.state = state
+
+    def manual_seed(self, seed):
+        self.state = seed
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_generators_are_given_back_whatever_happens(monkeypatch, device):
+    apple, before = OneGenerator(), torch.get_rng_state()
+    monkeypatch.setattr(torch, "mps", apple)
+    with pytest.raises(KeyError), keeping_random_state(device) as seed:
+        drawn = [(seed(3), torch.rand(()))[1] for _ in range(2)]
+        assert drawn[0] == drawn[1] and apple.state == (3 if device == "mps" else "as it was")
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before) and apple.state == "as it was"
+
+
 # ---- write_atomically() --------------------------------------------------------------------------------------------
 
 
@@ -162,6 +210,7 @@ LAYERS = (
 MAY_PRINT = {
     "runtime.start",
     "classroom.exercises.check",
+    "classroom.exercises.yours",
     "classroom.exercises.__main__",
     "classroom.notebooks",
     "classroom.widgets.explore",
@@ -177,14 +226,19 @@ SOURCES = {
 }
 
 
+def origin(name, node):
+    """The parts of the module that a relative import in file `name` imports from."""
+    inside = ["course_utils", *name.split(".")]
+    is_package = (PACKAGE / Path(*name.split("."))).is_dir()
+    base = inside[: len(inside) - node.level + is_package] + (node.module or "").split(".")
+    return [part for part in base if part]
+
+
 def imported_from_the_course(name, tree):
     """Top-level names of the files that `name` imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            inside = ["course_utils", *name.split(".")]
-            is_package = (PACKAGE / Path(*name.split("."))).is_dir()
-            base = inside[: len(inside) - node.level + is_package] + (node.module or "").split(".")
-            full = [part for part in base if part]
+            full = origin(name, node)
             yield from [full[1]] if len(full) > 1 else [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom | ast.Import):
             modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
@@ -197,6 +251,42 @@ def test_a_file_imports_only_from_files_below_it(name):
     assert top in LAYERS, f"{name}: say in the design, and here, where it belongs"
     used = set(imported_from_the_course(name, SOURCES[name])) - {top}
     assert all(LAYERS.index(other) < LAYERS.index(top) for other in used), f"{name} imports from {used}"
+
+
+def test_the_front_is_small_and_the_map_names_all_of_it():
+    front = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    described = re.findall(r"^    (\w+)/? {2,}\S", course_utils.__doc__, flags=re.MULTILINE)
+    assert len(front) <= 16 and len(folders) == 2
+    assert sorted(described) == sorted(front | folders)
+
+
+def test_lesson_files_are_short():
+    sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > 450} == {}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_names_come_from_the_file_that_defines_them(name):
+    for node in ast.walk(SOURCES[name]):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert all(alias.asname != alias.name for alias in node.names), f"{name}, line {node.lineno}: x as x"
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            there = SOURCES[".".join(origin(name, node)[1:])].body
+            imports = [n for n in there if isinstance(n, ast.Import | ast.ImportFrom)]
+            passed_on = {alias.asname or alias.name for n in imports for alias in n.names}
+            assert not passed_on & {alias.name for alias in node.names}, (
+                f"{name}, line {node.lineno}: defined elsewhere"
+            )
+
+
+def test_fit_can_be_read_in_a_minute():
+    fit = next(node for node in SOURCES["training"].body if getattr(node, "name", "") == "fit")
+    lines = (PACKAGE / "training.py").read_text(encoding="utf-8").splitlines()
+    code = [
+        line for line in lines[fit.lineno - 1 : fit.body[0].lineno - 1] + lines[fit.body[0].end_lineno : fit.end_lineno]
+    ]
+    assert len([line for line in code if line.strip() and not line.strip().startswith("#")]) <= 50
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "runtime"])
