@@ -235,6 +235,14 @@ def test_the_base_depends_on_its_seed_alone_and_torchs_generator_stays():
         train_base("round", TRAIN)
 
 
+def test_no_gpu_is_reseeded(monkeypatch):
+    """torch.manual_seed() reseeds all of them, for good."""
+    start = base()
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("torch.manual_seed() was called"))
+    train_base("cosine", TRAIN.only("ab"), network=SMALL, epochs=1)
+    run(Arm(imprint=False), base=start, epochs=1)
+
+
 def test_a_base_that_is_given_and_one_that_is_trained_inside_give_the_same_result():
     big = [LabeledImages(d.images.repeat(1, 1, 4, 4)[:, :, 2:30, 2:30], d.labels, d.class_names) for d in (TRAIN, TEST)]
     for arm in (ARMS["replay"], Arm(imprint=False)):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 from torch import nn
 from torch.nn import functional as F
 
@@ -485,6 +486,15 @@ def test_the_centroid_loss_holds_no_tensor_of_batch_times_classes_times_features
             loss = DiscriminativeCentroidLoss(50.0, 1.0, pairwise)
             loss(features.requires_grad_(), labels, centroids.requires_grad_())
         assert kept and max(kept) <= limit
+
+
+@pytest.mark.parametrize("pairwise", [False, True])
+def test_the_centroid_loss_never_waits_for_a_gpu_of_any_make(pairwise):
+    with pretend_gpu() as gpu:
+        arguments = [x.to(gpu.device) for x in (some(6, 5), some_labels(6, 4), some(4, 5, seed=1))]
+        gpu.waits.clear()
+        DiscriminativeCentroidLoss(pairwise=pairwise)(*arguments)
+        assert gpu.waits == []
 
 
 @pytest.mark.parametrize("options", [{"margin": 0.0}, {"margin": math.nan}, {"repel_weight": -0.1}])
