@@ -202,7 +202,7 @@ def lab(extra):
 
 
 def test(extra):
-    side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]  # a notebook stays in one process
+    side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadgroup"]  # groups: tests/conftest.py
     return start(prepare(), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
 
 

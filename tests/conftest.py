@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,35 @@ def pytest_configure(config):
     paths = [str(GUARD), str(TESTS.parent)]
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in paths]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths + others)
-    for name in ("COURSE_REQUIRE_SOLUTIONS", "COURSE_SWEEP_WIDGETS"):  # the tests set them where they are wanted
-        os.environ.pop(name, None)
+    os.environ.pop("COURSE_REQUIRE_SOLUTIONS", None)  # the tests set it where it is wanted
+    if not hasattr(config, "workerinput"):  # every slider position is drawn while nbval runs a notebook
+        handle, os.environ["COURSE_SWEEP_WIDGETS"] = tempfile.mkstemp(prefix="sweeps-")
+        os.close(handle)
     os.environ["COURSE_QUIET"] = "1"  # no progress bars among what nbval compares
     spec = importlib.util.spec_from_file_location("network_guard", GUARD / "sitecustomize.py")
     guard = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(guard)
     guard.install()
+
+
+LONGEST_FIRST = ("07", "03", "05", "01", "04", "06", "02")  # so that two processes end together
+
+
+def pytest_collection_modifyitems(items):
+    """A notebook, or a file of tests, stays in one process and in its order; notebooks come first, long ones before."""
+
+    def place(item):
+        number = item.path.stem[:2] if item.path.suffix == ".ipynb" else None
+        return LONGEST_FIRST.index(number) if number in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)  # stable
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        Path(os.environ["COURSE_SWEEP_WIDGETS"]).unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -42,17 +65,12 @@ def reports_of(terminalreporter):
 
 
 def notebook_seconds(reports):
-    """{"01_x": [as shipped, solved]} in seconds, None where the session did not run it."""
+    """{"01_x": seconds} of the notebooks that this session ran."""
     seconds = {}
     for report in reports:
         file = Path(report.nodeid.partition("::")[0])
         if file.suffix == ".ipynb":
-            row = seconds.setdefault(file.stem, [None, None])
-            row[0] = (row[0] or 0) + report.duration
-        if report.when == "call":
-            for name, value in report.user_properties:
-                if name.startswith("solved "):
-                    seconds.setdefault(name.removeprefix("solved "), [None, None])[1] = value
+            seconds[file.stem] = seconds.get(file.stem, 0) + report.duration
     return seconds
 
 
@@ -65,12 +83,14 @@ def pytest_terminal_summary(terminalreporter):
         together = terminalreporter.config.getoption("numprocesses", None)  # then times say little
         beside = f", {together} processes side by side: longer than alone" if together else ""
         terminalreporter.section(f"seconds a notebook{beside}")
-        write(f"{'notebook':45}{'budget':>8}{'as shipped':>12}{'solved, every slider position':>31}")
-    for name, row in sorted(seconds.items()):
+        write(f"{'notebook':45}{'budget':>8}{'as shipped, every slider position':>36}")
+    for name, value in sorted(seconds.items()):
         budget = BUDGETS.get(name[:2], BUDGET)
-        shipped, solved = ("-" if value is None else f"{value:.1f}" for value in row)
-        late = "  over budget" if (row[0] or 0) > budget and not together else ""
-        write(f"{name:45}{budget:8}{shipped:>12}{solved:>31}{late}")
+        late = "  over budget" if value > budget and not together else ""
+        write(f"{name:45}{budget:8}{value:36.1f}{late}")
+    sweeps = Path(os.environ["COURSE_SWEEP_WIDGETS"])
+    if sweeps.is_file() and (drawn := [int(line) for line in sweeps.read_text(encoding="utf-8").split()]):
+        write(f"{sum(drawn)} slider positions of {len(drawn)} widgets drawn")
     notes = [value for r in reports if r.when == "call" for name, value in r.user_properties if name == "note"]
     if notes:
         terminalreporter.section("measured")

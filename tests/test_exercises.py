@@ -11,7 +11,7 @@ import torch
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from course_utils.classroom import exercises
-from course_utils.classroom.exercises import Exercise, Todo, Wrong, __main__, check, expect_close, find
+from course_utils.classroom.exercises import Exercise, Todo, Wrong, __main__, check, expect_close, find, yours
 
 MODULES = sorted(path.stem for path in Path(exercises.__file__).parent.glob("nb[0-9][0-9].py"))
 ALL = {n: find(n) for name in MODULES for n in import_module(f"course_utils.classroom.exercises.{name}").EXERCISES}
@@ -114,7 +114,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("answer", ODD, ids=lambda value: repr(value)[:20])
-@pytest.mark.parametrize("number", ALL)
+@pytest.mark.parametrize("number", ["0.1", "1.3", "3.2"])  # a number, a dictionary, tensors
 def test_an_odd_answer_gets_one_line_and_no_stack(number, answer, capsys):
     check(number, lambda *_arguments: answer)
     line = said(capsys)
@@ -164,6 +164,15 @@ def test_for_teachers_anything_but_a_right_answer_raises(answer, capsys, monkeyp
 def test_an_exercise_that_does_not_exist_is_named(number):
     with pytest.raises(ValueError, match=f"number: .*{number}"):
         check(number, lambda: 0)
+
+
+@pytest.mark.parametrize("package", [None, max])
+def test_experiments_take_the_readers_function_if_it_is_right(package, capsys, monkeypatch):
+    right, wrong, ours = ALL["0.1"].solution, ALL["0.1"].mutants[0], package or ALL["0.1"].solution
+    mine = lambda counts: right(counts)  # noqa: E731
+    assert yours("0.1", mine, package) is mine and said(capsys).endswith("your function is used.\n")
+    assert yours("0.1", wrong, package) is ours and said(capsys).endswith("used (the check rejects yours).\n")
+    assert yours("0.1", stub, package) is ours and said(capsys).endswith("used (yours is not attempted yet).\n")
 
 
 # ---- expect_close --------------------------------------------------------------------------------------------------

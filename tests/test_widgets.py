@@ -158,10 +158,11 @@ def test_explore_reaches_every_position_and_starts_where_it_is_told(shown):
         assert sentence.value == f"height {value}, red"
 
 
-def test_in_the_tests_explore_sweeps(shown, monkeypatch, capsys):
-    monkeypatch.setenv("COURSE_SWEEP_WIDGETS", "1")
+def test_in_the_tests_explore_sweeps_and_then_shows_the_sliders(shown, monkeypatch, capsys, tmp_path):
+    log = tmp_path / "sweeps.txt"
+    monkeypatch.setenv("COURSE_SWEEP_WIDGETS", str(log))
     explore(bar_picture, size=SMALL, height=[1, 5, 9], color=["red", "blue"])
-    assert capsys.readouterr().out == "drew 6 positions\n" and shown == []
+    assert log.read_text() == "6\n" and capsys.readouterr().out == "" and len(shown) == 1
     with pytest.raises(ZeroDivisionError):
         explore(broken_at_2, size=SMALL, height=[1, 2])
 

@@ -69,17 +69,19 @@ def explore(
         start: first position of a setting; by default its first value.
         **positions: for each setting the values that its slider can take.
 
-    With COURSE_SWEEP_WIDGETS=1 in the environment every combination is drawn once, and an error in any of them, or a
-    setting that never changes the picture, raises. The tests do so.
+    With a file's name in the environment variable COURSE_SWEEP_WIDGETS every combination is drawn once before, and an
+    error in any of them, or a setting that never changes the picture, raises; the file gets a line with their number.
+    The tests do so.
     """
     if not positions or not all(len(values) >= 2 for values in positions.values()):
         raise ValueError("positions: allowed: at least one setting, each with at least two values")
     for name, first in (start or {}).items():
         if first not in positions.get(name, ()):
             raise ValueError(f"start: got {name}={first!r}; allowed: {', '.join(positions)}, at one of its positions")
-    if os.environ.get("COURSE_SWEEP_WIDGETS"):
-        print(f"drew {sweep(picture, size=size, **positions)} positions")
-        return
+    if log := os.environ.get("COURSE_SWEEP_WIDGETS"):
+        drawn = sweep(picture, size=size, **positions)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{drawn}\n")
     canvas = Canvas(picture, size)
     controls = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}
     layout = ipywidgets.Layout(width=f"{round(100 * size[0])}px", max_width="100%")
