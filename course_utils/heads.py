@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .runtime import require
+
 
 class CosineClassifier(nn.Module):
     """z_j = scale * cos(angle between w_j and f): neither the norm of a row nor that of a feature can matter.
@@ -32,10 +34,8 @@ class CosineClassifier(nn.Module):
     def __init__(self, in_features: int, num_classes: int, scale: float = 10.0, learn_scale: bool = True):
         super().__init__()
         for name, value in (("in_features", in_features), ("num_classes", num_classes)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; allowed: at least 1")
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale: got {scale}; allowed: above 0")
+            require(value >= 1, name, value, "at least 1")
+        require(0 < scale < math.inf, "scale", scale, "above 0")
         self.in_features = in_features
         self.rows = nn.ParameterList([_new_rows(num_classes, in_features)])
         self.scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=learn_scale)
@@ -54,19 +54,20 @@ class CosineClassifier(nn.Module):
 
     def cosines(self, features: Tensor) -> Tensor:
         """(B, D) to (B, C), each from -1 to 1."""
-        if features.ndim != 2 or features.shape[1] != self.in_features:
-            raise ValueError(f"features: got shape {tuple(features.shape)}; allowed: (B, {self.in_features})")
+        fits = features.ndim == 2 and features.shape[1] == self.in_features
+        require(fits, "features", f"shape {tuple(features.shape)}", f"(B, {self.in_features})")
+        # cos(w_j, f) = (w_j / ||w_j||) . (f / ||f||)
         directions = F.normalize(features, dim=1)  # phase by phase: one product of another size rounds differently
         return torch.cat([directions @ F.normalize(rows, dim=1).T for rows in self.rows], dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, C), each from -scale to scale."""
+        # z_j = scale * cos(w_j, f)   (Hou et al. 2019, equation 4)
         return self.scale * self.cosines(features)
 
     def extend(self, num_new: int) -> None:
         """Add random rows for `num_new` classes. Logits of the classes that were there stay the same, bit for bit."""
-        if num_new < 1:
-            raise ValueError(f"num_new: got {num_new}; allowed: at least 1")
+        require(num_new >= 1, "num_new", num_new, "at least 1")
         self.rows.append(_new_rows(num_new, self.in_features).to(self.rows[0]))
 
     def freeze_old_rows(self) -> None:
@@ -86,15 +87,12 @@ class CosineClassifier(nn.Module):
 
         LUCIR's paper does not mention this step; its released code does it for the new classes of every phase.
         """
-        if features.shape != (len(labels), self.in_features) or not len(labels):
-            raise ValueError(
-                f"features: got shape {tuple(features.shape)} with {len(labels)} labels; "
-                f"allowed: (N, {self.in_features}), one label each"
-            )
-        if not features.isfinite().all():
-            raise ValueError("features: got NaN or infinite numbers; allowed: finite ones")
-        if labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {self.num_classes - 1}")
+        fits = features.shape == (len(labels), self.in_features) and len(labels) > 0
+        seen = f"shape {tuple(features.shape)} with {len(labels)} labels"
+        require(fits, "features", seen, f"(N, {self.in_features}), one label each")
+        require(features.isfinite().all(), "features", "NaN or infinite numbers", "finite ones")
+        low, high = labels.aminmax()
+        require(low >= 0 and high < self.num_classes, "labels", f"{low} to {high}", f"0 to {self.num_classes - 1}")
         weight, present = self.weight.clone(), labels.unique()
         others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         others[present] = False
@@ -112,10 +110,8 @@ def cosine_loss_floor(num_classes: int, scale: float) -> float:
     Reached when the cosine with the own class is 1 and those with all others are -1 / (C - 1), the least that C
     directions can have with one another; needs at least C - 1 features.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes: got {num_classes}; allowed: at least 2")
-    if not scale >= 0:
-        raise ValueError(f"scale: got {scale}; allowed: at least 0")
+    require(num_classes >= 2, "num_classes", num_classes, "at least 2")
+    require(scale >= 0, "scale", scale, "at least 0")
     return math.log1p((num_classes - 1) * math.exp(-scale * num_classes / (num_classes - 1)))
 
 
@@ -126,8 +122,7 @@ def _new_rows(num_classes: int, in_features: int) -> nn.Parameter:
 
 def extended_linear(head: nn.Linear, num_new: int) -> nn.Linear:
     """A linear head with `num_new` more classes: old rows and biases copied, new ones as torch starts them."""
-    if num_new < 1:
-        raise ValueError(f"num_new: got {num_new}; allowed: at least 1")
+    require(num_new >= 1, "num_new", num_new, "at least 1")
     old = head.out_features
     new = nn.Linear(head.in_features, old + num_new, bias=head.bias is not None).to(head.weight)
     with torch.no_grad():
@@ -147,16 +142,15 @@ def weight_align(weight: Tensor, num_old: int) -> Tensor:
         ValueError: num_old outside 1 .. C - 1, or a row of zeros.
     """
     norms = _positive_norms(weight)
-    if not 1 <= num_old < len(weight):
-        raise ValueError(f"num_old: got {num_old}; allowed: 1 to {len(weight) - 1}")
+    require(1 <= num_old < len(weight), "num_old", num_old, f"1 to {len(weight) - 1}")
+    # gamma = mean ||w_old|| / mean ||w_new||   (Zhao et al. 2020, equation 6)
     gamma = norms[:num_old].mean() / norms[num_old:].mean()
     return torch.cat([weight[:num_old], gamma * weight[num_old:]])
 
 
 def row_norms(weight: Tensor) -> Tensor:
     """||w_j|| of every row: (C, D) to (C,)."""
-    if weight.ndim != 2:
-        raise ValueError(f"weight: got shape {tuple(weight.shape)}; allowed: (classes, features)")
+    require(weight.ndim == 2, "weight", f"shape {tuple(weight.shape)}", "(classes, features)")
     return weight.norm(dim=1)
 
 
@@ -170,8 +164,7 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
     Raises:
         ValueError: strength outside 0 .. 1, or a row of zeros.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength: got {strength}; allowed: 0 to 1")
+    require(0 <= strength <= 1, "strength", strength, "0 to 1")
     norms = _positive_norms(weight)
     mean = norms.log().mean().exp()
     return weight * ((mean / norms) ** strength)[:, None]
@@ -179,22 +172,19 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
 
 def with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """The same directions with other row norms: (C, D) and (C,) to (C, D)."""
-    if norms.shape != weight.shape[:1]:
-        raise ValueError(f"norms: got shape {tuple(norms.shape)}; allowed: ({len(weight)},)")
-    if not (norms >= 0).all():
-        raise ValueError(f"norms: got {norms.tolist()}; allowed: numbers of at least 0")
+    require(norms.shape == weight.shape[:1], "norms", f"shape {tuple(norms.shape)}", f"({len(weight)},)")
+    require((norms >= 0).all(), "norms", norms.tolist, "numbers of at least 0")
     return weight * (norms / _positive_norms(weight))[:, None]
 
 
 def equalize_biases(bias: Tensor, strength: float = 1.0) -> Tensor:
     """Bring the biases together: (1 - strength) * b_j + strength * mean(b)."""
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength: got {strength}; allowed: 0 to 1")
+    require(0 <= strength <= 1, "strength", strength, "0 to 1")
     return torch.lerp(bias, bias.mean().expand_as(bias), strength)
 
 
 def _positive_norms(weight: Tensor) -> Tensor:
     norms = row_norms(weight)
-    if not (norms > 0).all():
-        raise ValueError(f"weight: row {int(norms.argmin())} has norm {norms.min():g}; allowed: norms above 0")
+    positive = bool((norms > 0).all())
+    require(positive, "weight", lambda: f"norm {norms.min():g} of row {int(norms.argmin())}", "norms above 0")
     return norms

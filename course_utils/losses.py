@@ -14,18 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .runtime import on_cpu, require
 from .sampling import switch_epoch
 
 
 def _counts(class_counts: Tensor | Sequence[int]) -> Tensor:
     counts = torch.as_tensor(class_counts)
-    empty = (~(counts >= 1)).nonzero()[:, 0].tolist() if counts.ndim == 1 else None  # NaN is empty too
-    if counts.ndim != 1 or not len(counts) or empty:
-        raise ValueError(
-            f"class_counts: got {counts.tolist()}{f', where class {empty[0]} is empty' if empty else ''}; "
-            "allowed: one number of at least 1 for each class"
-        )
+    filled = counts.ndim == 1 and len(counts) > 0 and bool((counts >= 1).all())  # NaN is not
+    require(filled, "class_counts", lambda: _empty_in(counts), "one number of at least 1 for each class")
     return counts.cpu().double()  # Apple GPUs have no float64
+
+
+def _empty_in(counts: Tensor) -> str:
+    empty = (~(counts >= 1)).nonzero()[:, 0].tolist() if counts.ndim == 1 else []
+    return f"{counts.tolist()}" + (f", where class {empty[0]} is empty" if empty else "")
 
 
 def inverse_frequency_weights(class_counts: Tensor | Sequence[int]) -> Tensor:
@@ -34,6 +36,7 @@ def inverse_frequency_weights(class_counts: Tensor | Sequence[int]) -> Tensor:
     Raises:
         ValueError: an empty class.
     """
+    # w_j = C (1 / n_j) / sum_k (1 / n_k)
     return _sum_to_length(1 / _counts(class_counts), class_counts)
 
 
@@ -46,9 +49,9 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
     Raises:
         ValueError: an empty class, or beta outside [0, 1).
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta: got {beta}; allowed: at least 0 and below 1")
+    require(0 <= beta < 1, "beta", beta, "at least 0 and below 1")
     counts = _counts(class_counts)
+    # w_j ~ 1 / (1 - beta^n_j); the factor 1 - beta is common to all   (Cui et al. 2019, equation 2)
     weights = 1 / -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=torch.float64)))
     return _sum_to_length(weights, class_counts)
 
@@ -77,8 +80,7 @@ class FocalLoss(nn.Module):
 
     def __init__(self, gamma: float = 1.0, weight: Tensor | None = None):
         super().__init__()
-        if not (gamma >= 0 and math.isfinite(gamma)):
-            raise ValueError(f"gamma: got {gamma}; allowed: at least 0")
+        require(0 <= gamma < math.inf, "gamma", gamma, "at least 0")
         self.gamma = gamma
         self.register_buffer("weight", _checked_weight(weight))
 
@@ -87,6 +89,7 @@ class FocalLoss(nn.Module):
         negative_log = F.cross_entropy(logits, labels, reduction="none")
         miss = -torch.expm1(-negative_log)  # 1 - p_y
         miss = miss.clamp(min=torch.finfo(miss.dtype).eps)  # at 0 the gradient of miss^gamma would be infinite
+        # (1 - p_y)^gamma * (-log p_y)   (Lin et al. 2017, equation 5)
         return _weighted_mean(miss**self.gamma * negative_log, labels, self.weight)
 
 
@@ -103,11 +106,10 @@ def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, 
     Raises:
         ValueError: an empty class, or an argument out of range.
     """
-    if not (max_margin > 0 and math.isfinite(max_margin)):
-        raise ValueError(f"max_margin: got {max_margin}; allowed: above 0 (without margins, take cross-entropy)")
-    if not (exponent >= 0 and math.isfinite(exponent)):
-        raise ValueError(f"exponent: got {exponent}; allowed: at least 0")
+    require(0 < max_margin < math.inf, "max_margin", max_margin, "above 0 (without margins, take cross-entropy)")
+    require(0 <= exponent < math.inf, "exponent", exponent, "at least 0")
     counts = _counts(class_counts)
+    # m_j = C / n_j^(1/4) with C such that the largest is max_margin   (Cao et al. 2019, section 3.1)
     margins = max_margin * (counts.min() / counts) ** exponent
     return margins.float().to(torch.as_tensor(class_counts).device)
 
@@ -143,28 +145,25 @@ class LDAMLoss(nn.Module):
         exponent: float = 0.25,
     ):
         super().__init__()
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"scale: got {scale}; allowed: above 0")
+        require(0 < scale < math.inf, "scale", scale, "above 0")
         self.scale = scale
         self.register_buffer("margins", ldam_margins(class_counts, max_margin, exponent=exponent))
         self.register_buffer("weight", _checked_weight(weight, len(self.margins)))
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
         self._check(cosines, labels)
+        # cross-entropy of scale * (cos_y - m_y) for the true class and scale * cos_j for the others
         own = self.margins.to(cosines)[labels, None] * -self.scale
         logits = (self.scale * cosines).scatter_add_(1, labels[:, None], own)
         return F.cross_entropy(logits, labels, weight=None if self.weight is None else self.weight.to(logits))
 
     def _check(self, cosines: Tensor, labels: Tensor) -> None:
         _check_batch("cosines", cosines, labels, len(self.margins))
-        if cosines.is_cuda:  # reading numbers back would stop a GPU at every batch
-            return
-        low, high = cosines.detach().aminmax()
-        if not (low >= -1.02 and high <= 1.02):  # bfloat16 rounds a cosine of 1 up to 1.008
-            raise ValueError(
-                f"cosines: got numbers from {low.item():.3g} to {high.item():.3g}; allowed: -1 to 1. LDAM needs "
-                "a cosine head: heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)"
-            )
+        _check_cosines(
+            cosines,
+            "-1 to 1. LDAM needs a cosine head: "
+            "heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)",
+        )
 
 
 class LDAMHingeLoss(LDAMLoss):
@@ -178,6 +177,7 @@ class LDAMHingeLoss(LDAMLoss):
         self._check(cosines, labels)
         own = cosines.gather(1, labels[:, None])[:, 0]
         others = cosines.scatter(1, labels[:, None], -math.inf).amax(1)
+        # scale * max(0, m_y - cos_y + max_{j != y} cos_j)
         violation = (self.margins.to(cosines)[labels] - own + others).clamp(min=0)
         return self.scale * _weighted_mean(violation, labels, self.weight)
 
@@ -186,27 +186,30 @@ def _checked_weight(weight: Tensor | None, num_classes: int | None = None) -> Te
     if weight is None:
         return None
     weight = torch.as_tensor(weight, dtype=torch.float32)
-    if weight.ndim != 1 or len(weight) != (num_classes or len(weight)) or not (weight >= 0).all():
-        raise ValueError(
-            f"weight: got {weight.tolist()}; allowed: one number of at least 0 for each "
-            f"{f'of {num_classes} classes' if num_classes else 'class'}"
-        )
+    fits = weight.ndim == 1 and len(weight) == (num_classes or len(weight)) and bool((weight >= 0).all())
+    each = f"of {num_classes} classes" if num_classes else "class"
+    require(fits, "weight", weight.tolist, f"one number of at least 0 for each {each}")
     return weight
 
 
 def _check_batch(name: str, values: Tensor, labels: Tensor, num_classes: int | None = None) -> None:
-    if values.ndim != 2 or labels.shape != values.shape[:1] or values.shape[1] != (num_classes or values.shape[1]):
-        raise ValueError(
-            f"{name}: got shape {tuple(values.shape)} with labels of {tuple(labels.shape)}; "
-            f"allowed: (B, {num_classes or 'C'}) with (B,)"
-        )
-    if not len(labels):
-        raise ValueError(f"{name}: got an empty batch; allowed: at least one image")
-    if labels.is_cuda:  # as in LDAMLoss; torch checks them there too
-        return
-    low, high = labels.aminmax()
-    if low < 0 or high >= values.shape[1]:
-        raise ValueError(f"labels: got {low.item()} to {high.item()}; allowed: 0 to {values.shape[1] - 1}")
+    fits = values.ndim == 2 and labels.shape == values.shape[:1] and values.shape[1] == (num_classes or values.shape[1])
+    seen = f"shape {tuple(values.shape)} with labels of {tuple(labels.shape)}"
+    require(fits, name, seen, f"(B, {num_classes or 'C'}) with (B,)")
+    require(len(labels) > 0, name, "an empty batch", "at least one image")
+    _check_labels(labels, values.shape[1])
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if on_cpu(labels) and len(labels):  # elsewhere reading numbers back would stop a GPU at every batch
+        low, high = labels.aminmax()
+        require(0 <= low and high < num_classes, "labels", f"{low} to {high}", f"0 to {num_classes - 1}")
+
+
+def _check_cosines(cosines: Tensor, allowed: str) -> None:
+    if on_cpu(cosines) and cosines.numel():
+        low, high = cosines.detach().aminmax()  # bfloat16 rounds a cosine of 1 up to 1.008
+        require(low >= -1.02 and high <= 1.02, "cosines", f"numbers from {low:.3g} to {high:.3g}", allowed)
 
 
 def _weighted_mean(values: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
@@ -227,10 +230,10 @@ def distillation_loss(logits: Tensor, old_logits: Tensor, temperature: float = 2
     Hinton et al. 2015, section 2, without their factor T^2: the iCaRL baseline in the released code of LUCIR multiplies
     by 0.25 T^2 at T = 2, which is 1 as here.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}; allowed: above 0")
+    require(temperature > 0, "temperature", temperature, "above 0")
     now = _old_columns("logits", logits, old_logits) / temperature
     target = (old_logits / temperature).log_softmax(1)
+    # KL(softmax(old / T) || softmax(now / T))
     return F.kl_div(now.log_softmax(1), target, reduction="batchmean", log_target=True)
 
 
@@ -240,6 +243,7 @@ def score_distillation_loss(cosines: Tensor, old_cosines: Tensor) -> Tensor:
     cosines: (B, C), the old classes first, before the scale. old_cosines: (B, C_old). Hou et al. 2019, equation 5.
     It cannot see a rotation of features and rows together.
     """
+    # sum_j (cos_j - cos_j^old)^2   (Hou et al. 2019, equation 5)
     return (_old_columns("cosines", cosines, old_cosines) - old_cosines).square().sum(1).mean()
 
 
@@ -248,11 +252,9 @@ def less_forget_loss(features: Tensor, old_features: Tensor) -> Tensor:
 
     features, old_features: (B, D) of the same images, by the model and by the one of the phase before.
     """
-    if features.shape != old_features.shape or features.ndim != 2:
-        raise ValueError(
-            f"features: got shape {tuple(features.shape)} beside old_features of {tuple(old_features.shape)}; "
-            "allowed: both (B, D)"
-        )
+    seen = f"shape {tuple(features.shape)} beside old_features of {tuple(old_features.shape)}"
+    require(features.shape == old_features.shape and features.ndim == 2, "features", seen, "both (B, D)")
+    # 1 - cos(f, f_old)   (Hou et al. 2019, equation 6)
     return 1 - F.cosine_similarity(features, old_features, dim=1).mean()
 
 
@@ -262,10 +264,9 @@ def adaptive_less_forget_weight(base: float, num_old: int, num_new: int) -> floa
     Hou et al. 2019, equation 7, prints the root the other way round (new / old); their released code, and all
     re-implementations we know, use old / new, as here.
     """
-    if not base >= 0:
-        raise ValueError(f"base: got {base}; allowed: at least 0")
-    if num_old < 1 or num_new < 1:
-        raise ValueError(f"num_old, num_new: got {num_old}, {num_new}; allowed: at least 1")
+    require(base >= 0, "base", base, "at least 0")
+    require(min(num_old, num_new) >= 1, "num_old, num_new", f"{num_old}, {num_new}", "at least 1")
+    # lambda = base * sqrt(old / new)   (Hou et al. 2019, equation 7, as released)
     return base * math.sqrt(num_old / num_new)
 
 
@@ -281,33 +282,26 @@ def inter_class_separation_loss(
     Raises:
         ValueError: k above the number of new classes, labels outside 0 .. C - 1, or numbers that are no cosines.
     """
-    if cosines.ndim != 2 or labels.shape != cosines.shape[:1]:
-        raise ValueError(f"cosines: got shape {tuple(cosines.shape)} with {len(labels)} labels; allowed: (B, C), (B,)")
+    fits = cosines.ndim == 2 and labels.shape == cosines.shape[:1]
+    require(fits, "cosines", f"shape {tuple(cosines.shape)} with {len(labels)} labels", "(B, C), (B,)")
     num_new = cosines.shape[1] - num_old
-    if num_old < 1 or num_new < 1:
-        raise ValueError(f"num_old: got {num_old}; allowed: 1 to {cosines.shape[1] - 1}")
-    if not 1 <= k <= num_new:
-        raise ValueError(f"k: got {k}; allowed: 1 to {num_new}, the number of new classes")
-    if not cosines.is_cuda:  # as in LDAMLoss
-        if len(labels) and (labels.min() < 0 or labels.max() >= cosines.shape[1]):
-            raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {cosines.shape[1] - 1}")
-        largest = cosines.detach().abs().max() if len(labels) else 0
-        if not largest <= 1.02:  # NaN too; bfloat16 rounds 1 to 1.008
-            raise ValueError(f"cosines: got numbers up to {largest:g}; allowed: -1 to 1, the cosines before the scale")
+    require(num_old >= 1 and num_new >= 1, "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
+    require(1 <= k <= num_new, "k", k, f"1 to {num_new}, the number of new classes")
+    _check_labels(labels, cosines.shape[1])
+    _check_cosines(cosines, "-1 to 1, the cosines before the scale")
     old = labels < num_old
     own = cosines.gather(1, labels[:, None])
     nearest_new = cosines[:, num_old:].topk(k, dim=1).values
+    # max(0, margin - cos(f, w_y) + cos(f, w_k))   (Hou et al. 2019, equation 8)
     pairs = (margin - own + nearest_new).clamp(min=0) * old[:, None]  # new images count 0: choosing rows would wait
     return pairs.sum() / (k * old.sum()).clamp(min=1)
 
 
 def _old_columns(name: str, values: Tensor, old_values: Tensor) -> Tensor:
     fits = values.ndim == old_values.ndim == 2 and len(values) == len(old_values)
-    if not fits or values.shape[1] < old_values.shape[1]:
-        raise ValueError(
-            f"{name}: got shape {tuple(values.shape)} beside old {name} of {tuple(old_values.shape)}; "
-            "allowed: as many rows, at least as many columns"
-        )
+    seen = f"shape {tuple(values.shape)} beside old {name} of {tuple(old_values.shape)}"
+    enough = fits and values.shape[1] >= old_values.shape[1]
+    require(enough, name, seen, "as many rows, at least as many columns")
     return values[:, : old_values.shape[1]]
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .runtime import require
+
 GROUPS = ("many", "medium", "few")
 
 
@@ -21,10 +23,8 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
         ValueError: different shapes, or a label outside 0 .. num_classes - 1.
     """
     _check_pair(predictions, labels)
-    if labels.is_floating_point():
-        raise ValueError(f"labels: got {labels.dtype}; allowed: integers")
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
-        raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {num_classes - 1}")
+    require(not labels.is_floating_point(), "labels", labels.dtype, "integers")
+    _check_range("labels", labels, num_classes)
     total = torch.bincount(labels, minlength=num_classes)
     right = torch.bincount(labels[predictions == labels], minlength=num_classes)
     return right / total  # 0 / 0 is NaN
@@ -48,8 +48,7 @@ def shot_accuracy(
     with exactly 100 images counts as many and one with exactly 20 as few.
     """
     per_class, groups = torch.as_tensor(per_class, dtype=torch.float32), shot_groups(class_counts, many=many, few=few)
-    if per_class.shape != groups.shape:
-        raise ValueError(f"per_class: got shape {tuple(per_class.shape)}; allowed: {tuple(groups.shape)}")
+    require(per_class.shape == groups.shape, "per_class", f"shape {tuple(per_class.shape)}", tuple(groups.shape))
     means = {name: per_class[groups.to(per_class.device) == g].nanmean().item() for g, name in enumerate(GROUPS)}
     return means | {"all": per_class.nanmean().item()}
 
@@ -57,10 +56,9 @@ def shot_accuracy(
 def shot_groups(class_counts: Tensor | Sequence[int], *, many: int = 100, few: int = 20) -> Tensor:
     """int64 (C,): 0 for a class with more than `many` training images, 2 with fewer than `few`, 1 in between."""
     counts = torch.as_tensor(class_counts)
-    if counts.ndim != 1 or not (counts >= 0).all():
-        raise ValueError(f"class_counts: got {counts.tolist()}; allowed: one number of at least 0 for each class")
-    if few > many + 1:
-        raise ValueError(f"few: got {few} with many={many}; allowed: at most {many + 1}")
+    fits = counts.ndim == 1 and bool((counts >= 0).all())
+    require(fits, "class_counts", counts.tolist, "one number of at least 0 for each class")
+    require(few <= many + 1, "few", f"{few} with many={many}", f"at most {many + 1}")
     return torch.where(counts > many, 0, torch.where(counts < few, 2, 1))
 
 
@@ -95,8 +93,7 @@ def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -
 
 def _bins_of(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """(largest probability, 1.0 where it is right, its bin), each (N,)."""
-    if bins < 1:
-        raise ValueError(f"bins: got {bins}; allowed: at least 1")
+    require(bins >= 1, "bins", bins, "at least 1")
     if probabilities.ndim != 2 or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
         raise ValueError("probabilities: allowed: shape (N, C) with rows that sum to 1 (softmax of the logits)")
     confidence, predictions = probabilities.max(1)
@@ -111,8 +108,7 @@ def average_incremental_accuracy(accuracies: Sequence[float]) -> float:
 
     Whether the base phase is among them is the caller's choice: say which.
     """
-    if not len(accuracies):
-        raise ValueError("accuracies: got none; allowed: one for each phase")
+    require(len(accuracies) > 0, "accuracies", "none", "one for each phase")
     return sum(accuracies) / len(accuracies)
 
 
@@ -156,8 +152,7 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     """int64 (C, C): entry [i, j] counts images of class i that were called j."""
     _check_pair(predictions, labels)
     for name, values in (("predictions", predictions), ("labels", labels)):
-        if len(values) and not 0 <= values.min() <= values.max() < num_classes:
-            raise ValueError(f"{name}: got {values.min()} to {values.max()}; allowed: 0 to {num_classes - 1}")
+        _check_range(name, values, num_classes)
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
 
 
@@ -198,27 +193,41 @@ def open_set_auroc(confidence: Tensor, is_open: Tensor) -> float:
     return float(roc_auc_score((~is_open).cpu().numpy(), confidence.detach().float().cpu().numpy()))
 
 
+def accepting_threshold(confidence: Tensor, share: float = 0.95) -> float:
+    """The threshold that accepts at least `share` of these images: the choice on known validation images.
+
+    confidence: (N,), larger means "known". It needs no open image, and nobody has those before they come.
+    """
+    some = confidence.ndim == 1 and len(confidence) > 0
+    require(some, "confidence", f"shape {tuple(confidence.shape)}", "(N,) with N of at least 1")
+    require(0 < share <= 1, "share", share, "above 0, at most 1")
+    accepted = max(1, math.ceil(round(share * len(confidence), 6)))  # 0.55 * 100 is 55.000000000000007
+    return confidence.sort(descending=True).values[accepted - 1].item()
+
+
 def open_set_fpr(confidence: Tensor, is_open: Tensor, *, accepted: float = 0.95) -> float:
     """Share of open images still accepted by the threshold that accepts `accepted` of the known ones (FPR at 95 %).
 
     0 to 1, smaller is better; NaN without both kinds. confidence: (N,). is_open: bool (N,).
     """
     _check_pair(confidence, is_open)
-    if not 0 < accepted <= 1:
-        raise ValueError(f"accepted: got {accepted}; allowed: above 0, at most 1")
+    require(0 < accepted <= 1, "accepted", accepted, "above 0, at most 1")
     if is_open.all() or not is_open.any():
         return math.nan
-    known = confidence[~is_open].sort(descending=True).values
-    threshold = known[math.ceil(round(accepted * len(known), 6)) - 1]  # 0.55 * 100 is 55.000000000000007
+    threshold = accepting_threshold(confidence[~is_open], accepted)
     return (confidence[is_open] >= threshold).float().mean().item()
 
 
 def _check_pair(predictions: Tensor, labels: Tensor) -> None:
-    if predictions.shape != labels.shape or labels.ndim != 1:
-        raise ValueError(
-            f"predictions: got shape {tuple(predictions.shape)} beside labels of shape {tuple(labels.shape)}; "
-            "allowed: one prediction for each label, both of shape (N,)"
-        )
+    seen = f"shape {tuple(predictions.shape)} beside labels of shape {tuple(labels.shape)}"
+    same = predictions.shape == labels.shape and labels.ndim == 1
+    require(same, "predictions", seen, "one prediction for each label, both of shape (N,)")
+
+
+def _check_range(name: str, values: Tensor, num_classes: int) -> None:
+    low, high = values.aminmax() if len(values) else (0, 0)
+    inside = not len(values) or bool(low >= 0 and high < num_classes)
+    require(inside, name, f"{low} to {high}", f"0 to {num_classes - 1}")
 
 
 # ---- over seeds ------------------------------------------------------------------------------------------------------
@@ -227,8 +236,7 @@ def _check_pair(predictions: Tensor, labels: Tensor) -> None:
 def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
     """Mean and standard deviation over seeds (divided by n - 1; NaN for one seed)."""
     values = list(values)
-    if not values:
-        raise ValueError("values: got none; allowed: at least one")
+    require(values, "values", "none", "at least one")
     mean = sum(values) / len(values)
     if len(values) == 1:
         return mean, math.nan
@@ -246,8 +254,7 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: i
     Raises:
         ValueError: level outside 0 to 1.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: got {level}; allowed: above 0 and below 1")
+    require(0 < level < 1, "level", level, "above 0 and below 1")
     if len(values) < 2:
         return math.nan, math.nan
     values = torch.tensor(list(values), dtype=torch.float64)

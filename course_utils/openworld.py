@@ -379,15 +379,3 @@ def reject(probabilities: Tensor, threshold: float) -> Tensor:
     require(not confidence.isnan().any(), "probabilities", "NaN", "0 to 1")
     # -1 where max_j p_j < threshold
     return torch.where(confidence < threshold, OPEN, predictions)
-
-
-def accepting_threshold(confidence: Tensor, share: float = 0.95) -> float:
-    """The threshold that accepts at least `share` of these images: the choice on known validation images.
-
-    confidence: (N,), 0 to 1. It needs no open image, and nobody has those before they come.
-    """
-    if confidence.ndim != 1 or not len(confidence):
-        raise ValueError(f"confidence: got shape {tuple(confidence.shape)}; allowed: (N,) with N of at least 1")
-    if not 0 < share <= 1:
-        raise ValueError(f"share: got {share}; allowed: above 0, at most 1")
-    return confidence.sort(descending=True).values[math.ceil(round(share * len(confidence), 6)) - 1].item()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from .runtime import require
+
 
 def class_probabilities(class_counts: Tensor | Sequence[int], q: float) -> Tensor:
     """p_j = n_j^q / sum_i n_i^q (Kang et al. 2020, equation 1): float64 (C,) on the CPU, sums to 1.
@@ -24,10 +26,10 @@ def class_probabilities(class_counts: Tensor | Sequence[int], q: float) -> Tenso
         ValueError: a class without images, or a q that is not a finite number.
     """
     counts = torch.as_tensor(class_counts)
-    if counts.ndim != 1 or not len(counts) or not (counts > 0).all():
-        raise ValueError(f"class_counts: got {counts.tolist()}; allowed: one number above 0 for each class")
-    if not math.isfinite(q):
-        raise ValueError(f"q: got {q}; allowed: a finite number, such as 0, 0.5 or 1")
+    filled = counts.ndim == 1 and len(counts) > 0 and bool((counts > 0).all())
+    require(filled, "class_counts", counts.tolist, "one number above 0 for each class")
+    require(math.isfinite(q), "q", q, "a finite number, such as 0, 0.5 or 1")
+    # p_j = n_j^q / sum_i n_i^q   (Kang et al. 2020, equation 1)
     powers = counts.cpu().double() ** q  # Apple GPUs have no float64
     return powers / powers.sum()
 
@@ -49,12 +51,11 @@ class EpochSampler(Sampler[int]):
 
     def __init__(self, labels: Tensor, *, num_samples: int | None = None, seed: int = 0):
         self.labels = torch.as_tensor(labels).cpu()
-        if self.labels.ndim != 1 or not len(self.labels):
-            raise ValueError(f"labels: got shape {tuple(self.labels.shape)}; allowed: (N,) with N of at least 1")
-        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
-            raise ValueError(f"labels: got {self.labels.dtype}; allowed: integers")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"num_samples: got {num_samples}; allowed: at least 1")
+        some = self.labels.ndim == 1 and len(self.labels) > 0
+        require(some, "labels", f"shape {tuple(self.labels.shape)}", "(N,) with N of at least 1")
+        odd = self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool
+        require(not odd, "labels", self.labels.dtype, "integers")
+        require(num_samples is None or num_samples >= 1, "num_samples", num_samples, "at least 1")
         self.num_samples = len(self.labels) if num_samples is None else num_samples
         self.seed, self.epoch = seed, 0
         self.classes, self.counts = self.labels.unique(return_counts=True)
@@ -205,13 +206,12 @@ class ProgressivelyBalancedSampler(EpochSampler):
 
     def __init__(self, labels: Tensor, *, epochs: int, num_samples: int | None = None, seed: int = 0):
         super().__init__(labels, num_samples=num_samples, seed=seed)
-        if epochs < 2:
-            raise ValueError(f"epochs: got {epochs}; allowed: at least 2, one for each end")
+        require(epochs >= 2, "epochs", epochs, "at least 2, one for each end")
         self.epochs = epochs
 
     def set_epoch(self, epoch: int) -> None:
-        if not 0 <= epoch < self.epochs:
-            raise ValueError(f"epoch: got {epoch}; allowed: 0 to {self.epochs - 1}, as the sampler has {self.epochs}")
+        allowed = f"0 to {self.epochs - 1}, as the sampler has {self.epochs}"
+        require(0 <= epoch < self.epochs, "epoch", epoch, allowed)
         super().set_epoch(epoch)
 
     @property
@@ -231,13 +231,13 @@ class ProgressivelyBalancedSampler(EpochSampler):
 
     def probabilities(self) -> Tensor:
         balanced, instance = class_probabilities(self.counts, 0), class_probabilities(self.counts, 1)
+        # p_j(t) = (1 - a) n_j / N + a / C   (Kang et al. 2020, equation 2)
         return (1 - self.share) * instance + self.share * balanced
 
 
 def switch_epoch(epochs: int, at: float = 0.8) -> int:
     """The first epoch of the second phase: at * epochs, rounded. 160 of 200; at = 1 means never."""
-    if not 0 <= at <= 1:
-        raise ValueError(f"at: got {at}; allowed: 0 to 1, a share of training")
+    require(0 <= at <= 1, "at", at, "0 to 1, a share of training")
     return round(at * epochs)
 
 

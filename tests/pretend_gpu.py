@@ -25,7 +25,6 @@ class OnGPU(Tensor):
     """`inner`, a tensor of the CPU, in the clothes of one on the GPU."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
-    is_cuda = True
 
     @staticmethod
     def __new__(cls, inner: Tensor, gpu: PretendGPU):

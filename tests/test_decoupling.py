@@ -106,8 +106,8 @@ def _with_row(value):
         (WEIGHT, -0.1, r"tau: got -0.1; allowed: a finite number of at least 0"),
         (WEIGHT, math.nan, "tau: got nan"),
         (WEIGHT, math.inf, "tau: got inf"),
-        (_with_row(0.0), 0.5, "weight: row 2 has norm 0; allowed: norms above 0"),
-        (_with_row(math.nan), 0.5, "weight: row 2 has norm nan"),
+        (_with_row(0.0), 0.5, "weight: got norm 0 of row 2; allowed: norms above 0"),
+        (_with_row(math.nan), 0.5, "weight: got norm nan of row 2"),
         (WEIGHT[0], 0.5, r"weight: got shape \(5,\)"),
     ],
 )

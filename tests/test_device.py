@@ -27,6 +27,7 @@ from course_utils.losses import (
 )
 from course_utils.methods import METHODS, all_logits, train_methods
 from course_utils.metrics import (
+    accepting_threshold,
     calibration_error,
     confusion_matrix,
     error_blocks,
@@ -38,7 +39,7 @@ from course_utils.metrics import (
     shot_accuracy,
 )
 from course_utils.networks import MLP, ResNet32
-from course_utils.openworld import DiscriminativeCentroidLoss, accepting_threshold, open_world_scores, reject
+from course_utils.openworld import DiscriminativeCentroidLoss, open_world_scores, reject
 from course_utils.sampling import ClassBalancedSampler, class_probabilities
 from course_utils.training import SGD, extract_features, fit, predict, random_flip
 

@@ -95,8 +95,8 @@ def test_the_trained_weight_is_left_alone(weight):
         (lambda: row_norms(torch.ones(3)), r"weight: got shape \(3,\); allowed: \(classes, features\)"),
         (lambda: equalize_norms(torch.ones(2, 2), 1.5), "strength: got 1.5; allowed: 0 to 1"),
         (lambda: equalize_norms(torch.ones(2, 2), -0.1), "strength: got -0.1"),
-        (lambda: equalize_norms(torch.tensor([[1.0, 1.0], [0.0, 0.0]])), "weight: row 1 has norm 0"),
-        (lambda: equalize_norms(torch.tensor([[1.0, 1.0], [math.nan, 0.0]])), "weight: row 1 has norm nan"),
+        (lambda: equalize_norms(torch.tensor([[1.0, 1.0], [0.0, 0.0]])), "weight: got norm 0 of row 1"),
+        (lambda: equalize_norms(torch.tensor([[1.0, 1.0], [math.nan, 0.0]])), "weight: got norm nan of row 1"),
         (lambda: with_norms(torch.ones(2, 2), torch.ones(3)), r"norms: got shape \(3,\); allowed: \(2,\)"),
         (lambda: with_norms(torch.ones(2, 2), torch.tensor([1.0, -1.0])), "norms: got .*-1"),
         (lambda: with_norms(torch.ones(2, 2), torch.tensor([1.0, math.nan])), "norms: got .*nan"),
@@ -271,7 +271,7 @@ HEAD = cosine_head()
         (lambda: extended_linear(nn.Linear(2, 2), 0), "num_new: got 0; allowed: at least 1"),
         (lambda: weight_align(torch.ones(3, 2), 0), "num_old: got 0; allowed: 1 to 2"),
         (lambda: weight_align(torch.ones(3, 2), 3), "num_old: got 3; allowed: 1 to 2"),
-        (lambda: weight_align(torch.tensor([[1.0], [0.0]]), 1), "weight: row 1 has norm 0"),
+        (lambda: weight_align(torch.tensor([[1.0], [0.0]]), 1), "weight: got norm 0 of row 1"),
     ],
 )
 def test_wrong_arguments_of_growing_heads_are_refused(call, message):

@@ -247,7 +247,7 @@ def test_separation_takes_cosines_whatever_the_scale_and_refuses_logits():
     with torch.no_grad():
         head.scale *= 10
     assert torch.equal(inter_class_separation_loss(head.cosines(features), labels, 4), before)
-    with pytest.raises(ValueError, match=r"cosines: got numbers up to .*; allowed: -1 to 1, .* before the scale"):
+    with pytest.raises(ValueError, match=r"cosines: got numbers from .*; allowed: -1 to 1, .* before the scale"):
         inter_class_separation_loss(head(features), labels, 4)
 
 
@@ -286,8 +286,8 @@ COSINES, LABELS = some_cosines(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
         (lambda: inter_class_separation_loss(COSINES, LABELS + 1, 3), "labels: got 1 to 5; allowed: 0 to 4"),
         (lambda: inter_class_separation_loss(COSINES, LABELS - 1, 3), "labels: got -1 to 3; allowed: 0 to 4"),
         (lambda: inter_class_separation_loss(COSINES, LABELS[:5], 3), r"cosines: got shape \(6, 5\) with 5 labels"),
-        (lambda: inter_class_separation_loss(5 * COSINES, LABELS, 3), "cosines: got numbers up to"),
-        (lambda: inter_class_separation_loss(math.nan * COSINES, LABELS, 3), "cosines: got numbers up to nan"),
+        (lambda: inter_class_separation_loss(5 * COSINES, LABELS, 3), "cosines: got numbers from"),
+        (lambda: inter_class_separation_loss(math.nan * COSINES, LABELS, 3), "cosines: got numbers from nan"),
     ],
 )
 def test_wrong_arguments_of_incremental_losses_are_refused(call, message):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from course_utils import openworld
 from course_utils.data import LabeledImages
 from course_utils.decoupling import class_means
-from course_utils.metrics import open_set_auroc, open_set_f_measure, open_set_fpr, shot_accuracy
+from course_utils.metrics import accepting_threshold, open_set_auroc, open_set_f_measure, open_set_fpr, shot_accuracy
 from course_utils.networks import MLP, SmallCNN
 from course_utils.openworld import (
     PARTS,
@@ -20,7 +20,6 @@ from course_utils.openworld import (
     DiscriminativeCentroidLoss,
     MetaEmbeddingClassifier,
     ModulatedAttention,
-    accepting_threshold,
     centroid_distances,
     nearest_distance,
     reject,
@@ -768,6 +767,9 @@ def test_the_accepting_threshold_by_hand():
     assert accepting_threshold(torch.tensor([0.25, 1.0, 0.75, 0.5]), 1.0) == 0.25
     assert accepting_threshold(torch.full((7,), 0.5), 0.3) == 0.5
     assert accepting_threshold(torch.tensor([0.125])) == 0.125
+    assert accepting_threshold(torch.tensor([0.25, 0.75, 0.5]), 1e-9) == 0.75, "at least one image, never place -1"
+    scores, is_open = torch.tensor([0.25, 0.75, 0.5]), torch.tensor([True, False, False])
+    assert open_set_fpr(scores, is_open, accepted=1e-9) == 0.0
 
 
 @pytest.mark.parametrize(
