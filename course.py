@@ -6,18 +6,23 @@
     python course.py check    say what this machine has, and what to do about what is missing
 
 `lab`, `test` and `run` first install what is missing into the folder .venv beside this file; COURSE_VENV names
-another folder. What follows the command is handed on: `lab --no-browser`, `test tests/test_losses.py`, `run 01`.
+another folder. If the course is installed already for the Python that runs this file (conda, or `pip install -e .`),
+that Python is used as it is. What follows the command is handed on: `lab --no-browser`, `run 01`.
 """
 
 import hashlib
 import importlib.util
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import webbrowser
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 # No annotations and no new syntax: an older Python must come as far as the line that says it is too old.
 ROOT = Path(__file__).resolve().parent
@@ -49,6 +54,8 @@ def venv_folder():
 
 
 def venv_python(venv):
+    if venv == Path(sys.prefix):
+        return Path(sys.executable)  # conda on Windows has it elsewhere
     return venv / "Scripts" / "python.exe" if WINDOWS else venv / "bin" / "python"
 
 
@@ -73,6 +80,47 @@ def state(venv):
         return "broken"
     saved = stamp_file(venv)
     return "ready" if saved.is_file() and saved.read_text(encoding="utf-8").strip() == stamp(venv) else "unfinished"
+
+
+# --- or an environment that somebody else made ---
+
+
+def installed(name):
+    """What is installed for this Python under `name`, or None. The project folder's own .egg-info says nothing."""
+    from importlib.metadata import distributions
+
+    places = [place for place in sys.path if Path(place).resolve() != ROOT]
+    return next(iter(distributions(name=name, path=places)), None)
+
+
+def required(group):
+    """{name: lower bound} of a list in pyproject.toml, by hand: Python 3.10 cannot read TOML."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lines = re.search(rf"^{group} = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1]
+    return dict(re.findall(r'^ +"([\w-]+)>=([\d.]+)"', lines, re.MULTILINE))
+
+
+def numbers(version):
+    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])]
+
+
+def installed_here(group=None):
+    """Whether somebody installed the course for this Python, from this folder; then it must have all that is needed."""
+    if os.environ.get("COURSE_VENV") or Path(sys.prefix) == venv_folder():
+        return False
+    course = installed("longtail-course")
+    address = json.loads((course and course.read_text("direct_url.json")) or "{}").get("url", "")
+    if not address or Path(url2pathname(urlsplit(address).path)).resolve() != ROOT:
+        return False
+    needed = {**required("dependencies"), **(required(group) if group else {})}
+    found = {name: installed(name) for name in needed}
+    lacking = [f"{n}>={b}" for n, b in needed.items() if not found[n] or numbers(found[n].version) < numbers(b)]
+    if lacking:
+        raise Problem(
+            f"the course is installed for {sys.executable}, but not {', '.join(lacking)}: run `pip install -e .[test]` "
+            "there, or set COURSE_VENV=.venv for an environment that course.py makes itself"
+        )
+    return True
 
 
 def works(command):
@@ -135,8 +183,10 @@ def install(venv, uv):
         raise Problem(f"the installation did not finish ({reason}). The same command continues it")
 
 
-def prepare():
+def prepare(group=None):
     """The environment, installed or repaired where needed."""
+    if installed_here(group):
+        return Path(sys.prefix)
     venv = venv_folder()
     condition = state(venv)
     if condition == "ready":
@@ -192,7 +242,7 @@ def start(venv, module, *arguments, **variables):
 def lab(extra):
     venv = prepare()
     settings = venv / "share/jupyter/lab/settings/overrides.json"
-    if not settings.exists():
+    if stamp_file(venv).exists() and not settings.exists():  # an environment of somebody else stays as it is
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(NO_NEWS, encoding="utf-8")
     options = [f"--ServerApp.root_dir={ROOT}", f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}"]
@@ -203,7 +253,7 @@ def lab(extra):
 
 def test(extra):
     side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadgroup"]  # groups: tests/conftest.py
-    return start(prepare(), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
+    return start(prepare("test"), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
 
 
 def run(extra):
@@ -221,7 +271,7 @@ def memory_gb():
 
 
 def describe_torch(venv):
-    condition = state(venv)
+    condition = state(venv) if venv == venv_folder() else "ready"
     if condition == "missing":
         return f"not installed yet: `python course.py lab` does it (about {INSTALLED_GB} GB)"
     if condition == "broken":
@@ -260,12 +310,17 @@ def describe_data():
 
 def check(extra):
     """Works before anything is installed, and changes nothing."""
-    venv = venv_folder()
+    try:
+        venv = Path(sys.prefix) if installed_here() else venv_folder()
+    except Problem as problem:
+        venv, packages = Path(sys.prefix), str(problem)
+    else:
+        packages = describe_torch(venv)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"Python    {platform.python_version()} ({sys.executable})")
     print(f"machine   {platform.system()} {platform.machine()}, {cores} cores, {memory_gb():.1f} GB memory (2 needed)")
     print(f"disk      {free_gb(venv):.1f} GB free where the packages go (about {INSTALLED_GB} GB)")
-    print(f"packages  {describe_torch(venv)}")
+    print(f"packages  {packages}")
     print(f"browser   {describe_browser()}")
     print(f"fonts     {describe_fonts()}")
     print(f"data      {describe_data()}")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEPENDENCIES, TEST_EXTRA = PROJECT["dependencies"], PROJECT["optional-dependencies"]["test"]
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -179,6 +187,79 @@ def test_an_unusable_uv_is_not_used(course, monkeypatch):
     monkeypatch.setattr(course.importlib.util, "find_spec", lambda name: None)
     Programs(course, monkeypatch, codes={"--version": 127})
     assert course.find_uv() == []
+
+
+# --- an environment that somebody else made ---
+
+
+@pytest.fixture
+def elsewhere(course, monkeypatch, tmp_path):
+    """The running Python has the course, from this copy of the project, and what it needs; change what it returns."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.setattr(course.sys, "path", [str(course.ROOT), str(site)])
+    monkeypatch.setattr(course.sys, "prefix", str(tmp_path / "conda env"))
+    needed = {**course.required("dependencies"), **course.required("test")}
+
+    def install(**versions):
+        for name, version in {"longtail_course": "0.1.0", **needed, **versions}.items():
+            folder = site / f"{name.replace('-', '_')}-1.dist-info"
+            shutil.rmtree(folder, ignore_errors=True)
+            if version:
+                folder.mkdir()
+                (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n", encoding="utf-8")
+        source = json.dumps({"url": course.ROOT.as_uri(), "dir_info": {"editable": True}})
+        (site / "longtail_course-1.dist-info" / "direct_url.json").write_text(source, encoding="utf-8")
+        return site
+
+    return install
+
+
+def test_lower_bounds_read_by_hand_are_those_of_the_file(course):
+    for group, texts in {"dependencies": DEPENDENCIES, "test": TEST_EXTRA}.items():
+        assert course.required(group) == dict(text.split(">=") for text in texts)
+
+
+def test_an_environment_that_has_everything_is_used_as_it_is(course, elsewhere, monkeypatch, tmp_path):
+    elsewhere(torch="2.10.0+cpu", pytest="9.0rc1")
+    programs = Programs(course, monkeypatch)
+    assert course.prepare("test") == tmp_path / "conda env" and programs.commands == []
+    assert course.venv_python(course.prepare()) == Path(sys.executable)
+    monkeypatch.setenv("COURSE_VENV", str(tmp_path / "own"))
+    assert not course.installed_here(), "COURSE_VENV comes first"
+    monkeypatch.delenv("COURSE_VENV")
+    monkeypatch.setattr(course.sys, "prefix", str(course.ROOT / ".venv"))
+    assert not course.installed_here(), "our own environment is kept up to date by us"
+
+
+def test_lab_changes_no_settings_of_an_environment_that_is_not_ours(course, elsewhere, monkeypatch, tmp_path):
+    elsewhere()
+    started = []
+    monkeypatch.setattr(course, "hand_over", lambda command, variables: started.append(command))
+    assert course.lab(["--no-browser"]) is None
+    assert started[0][:3] == [sys.executable, "-m", "jupyterlab"] and not (tmp_path / "conda env").exists()
+
+
+@pytest.mark.parametrize("lacks, said", [({"torch": "2.3.1"}, "torch>=2.4"), ({"nbval": None}, "nbval>=0.11")])
+def test_an_environment_that_lacks_something_is_told_in_one_line(course, elsewhere, capsys, lacks, said):
+    elsewhere(**lacks)
+    told = problem(course, capsys, "test")
+    assert f"but not {said}:" in told and "pip install -e .[test]" in told and "COURSE_VENV" in told
+    if "nbval" in lacks:
+        assert course.installed_here(), "the course itself can be read without what its tests need"
+
+
+def test_a_python_with_torch_but_without_the_course_or_with_another_copy_is_left_alone(course, elsewhere, tmp_path):
+    site = elsewhere()
+    (site / "longtail_course-1.dist-info" / "direct_url.json").write_text(
+        json.dumps({"url": tmp_path.as_uri()}), encoding="utf-8"
+    )
+    assert not course.installed_here()
+    (site / "longtail_course-1.dist-info" / "direct_url.json").unlink()
+    assert not course.installed_here()
+    shutil.rmtree(site / "longtail_course-1.dist-info")
+    (course.ROOT / "longtail_course.egg-info").mkdir()
+    assert not course.installed_here(), "the project's own .egg-info says nothing about this Python"
 
 
 # --- problems: one line, exit code 2 ---
