@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from PIL import Image
 from course_utils.data import LabeledImages, set_aside
 from course_utils.experiments import studies
 from course_utils.experiments.command import main, methods, seeds
-from course_utils.experiments.runs import changed
 from course_utils.experiments.studies import AUGMENTATIONS, NETWORKS, STUDIES, load_splits, run_cell
 from course_utils.methods import METHODS
 
@@ -204,7 +204,7 @@ def test_a_jpeg_copy_of_cifar_says_so_wherever_it_is_reported(tmp_path):
         for label in range(10):
             for number in range(12):
                 picture(tmp_path / "copy" / split / f"class {label}" / f"{number}.jpg", label, number, grey=False)
-    study = changed(STUDIES["cifar10-lt"], epochs=1, max_count=8, ratio=4, validation=2, size=8, network="MLP")
+    study = replace(STUDIES["cifar10-lt"], epochs=1, max_count=8, ratio=4, validation=2, size=8, network="MLP")
     cell = run_cell(study.settings(), "cross-entropy", ["cross-entropy"], 0, source=str(tmp_path / "copy"))
     assert cell["data"]["note"] == (
         "JPEG re-encoding of cifar10, from an image folder (240 jpg); not the published pixels"
@@ -240,6 +240,10 @@ def test_help_is_there(command, capsys):
         (["run", "folder"], "the study of a folder needs one: experiments run FOLDER"),
         (["run", ".", "--data", "."], "--data: allowed only with a named experiment"),
         (["run", "letters", "--data", "no-such-folder"], "data: got 'no-such-folder'; allowed: a folder of images"),
+        (["run", ".", "--ratio", "10"], "ratio: got 10.0; allowed: nothing: the images are taken as they are"),
+        (["run", ".", "--max-count", "9"], "max_count: got 9; allowed: nothing: the images are taken as they are"),
+        (["run", "letters", "--ratio", "10"], "ratio: got 10.0; allowed: nothing: English text decides the tail"),
+        (["run", "letters", "--size", "9"], "size: got 9; allowed: nothing: only a folder's images are scaled"),
         (["report", "letters"], "holds no experiment"),
         (["report"], "runs/ holds no experiment"),
     ],
@@ -253,7 +257,14 @@ def test_an_error_is_one_line_and_exit_code_2(arguments, message, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", "letters", "--seeds", "many"], ["run", "letters", "--seeds", "0"], ["run"], ["start"]]
+    "arguments",
+    [
+        ["run", "letters", "--seeds", "many"],
+        ["run", "letters", "--seeds", "0"],
+        ["run", "letters", "--seeds", "00"],
+        ["run"],
+        ["start"],
+    ],
 )
 def test_a_wrong_command_ends_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

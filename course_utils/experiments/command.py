@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
+
+from ..methods import METHODS
+from ..runtime import require
+from .studies import CHOICES, STUDIES, Study
 
 RUNS = Path("runs")
 EXAMPLES = """\
@@ -16,6 +21,33 @@ examples:
   python -m course_utils experiments run letters --cluster tcp://127.0.0.1:8786
   python -m course_utils experiments report letters
 """
+
+
+KINDS = {"int": int, "float": float}
+METAVARS = {"seeds": "N|A,B,...", "methods": "A,B,..."}
+WORDS = {
+    "seeds": "how many seeds, or which ones",
+    "methods": "some of the experiment's methods",
+    "size": "side to which a folder's images are scaled",
+    "max_count": "images of the largest class",
+    "ratio": "largest class divided by smallest",
+    "validation": "images of each class set aside for choices, where the data have no such split",
+}
+
+
+def without_effect(study: Study, is_folder: bool) -> dict[str, str]:
+    """{option: why it would change nothing} for this study."""
+    idle = {}
+    if study.profile == "as it is":
+        idle |= dict.fromkeys(("max_count", "ratio"), "the images are taken as they are; --profile cuts a tail")
+        idle["validation"] = "a fifth of each class is set aside"
+    if study.profile == "english":
+        idle["ratio"] = "English text decides the tail"
+    if study.data in ("letters", "digits"):
+        idle["validation"] = "the data have validation images"
+    if study.schedule == "cosine":
+        idle |= dict.fromkeys(("factor", "warmup"), "they belong to the schedule step")
+    return idle if is_folder else idle | {"size": "only a folder's images are scaled"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,16 +73,12 @@ def parser() -> argparse.ArgumentParser:
         help="a named experiment, or a folder of images: train/CLASS/*.png|jpg and test/CLASS, or CLASS folders alone",
     )
     run.add_argument("--out", type=Path, help="where the results go; by default runs/NAME")
-    run.add_argument("--seeds", type=seeds, metavar="N|A,B,...", help="how many seeds, or which ones")
-    run.add_argument("--methods", type=methods, metavar="A,B,...", help="some of the experiment's methods")
-    run.add_argument("--epochs", type=int, help="instead of the experiment's own")
-    run.add_argument("--batch-size", type=int, help="instead of the experiment's own")
-    run.add_argument("--lr", type=float, help="learning rate, instead of the experiment's own")
-    run.add_argument("--network", choices=("MLP", "SmallCNN", "ResNet32"), help="instead of the experiment's own")
-    run.add_argument("--precision", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 on a GPU that has it")
-    run.add_argument("--max-count", type=int, help="images of the largest class")
-    run.add_argument("--ratio", type=float, help="largest class divided by smallest, of an exponential tail")
-    run.add_argument("--size", type=int, help="side to which a folder's images are scaled")
+    for field in fields(Study):
+        if field.name not in ("what", "data"):
+            kind = {"seeds": seeds, "methods": methods}.get(field.name) or KINDS.get(field.type.split()[0], str)
+            options = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
+            about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
+            run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
     run.add_argument(
         "--data",
         metavar="FOLDER",
@@ -68,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 def seeds(text: str) -> tuple[int, ...]:
     """ "5" is 0 to 4; "3,7" is 3 and 7."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() for part in parts) or text.strip() == "0":
+    if not parts or not all(part.isdecimal() for part in parts) or set(text.strip()) == {"0"}:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of seeds such as 5, or seeds such as 0,3,4")
     return tuple(map(int, parts)) if "," in text else tuple(range(int(parts[0])))
 
@@ -78,8 +106,6 @@ def methods(text: str) -> tuple[str, ...]:
 
 
 def list_text() -> str:
-    from ..methods import METHODS
-    from .studies import STUDIES
 
     lines = ["experiments:"]
     lines += [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in STUDIES.items()]
@@ -92,8 +118,7 @@ def list_text() -> str:
 
 
 def run(options: argparse.Namespace) -> str:
-    from .runs import changed, run_study
-    from .studies import STUDIES
+    from .runs import run_study
 
     name, source = options.name, options.data
     if name not in STUDIES:
@@ -102,19 +127,10 @@ def run(options: argparse.Namespace) -> str:
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")
         name, source = "folder", name
-    study = changed(
-        STUDIES[name],
-        seeds=options.seeds,
-        methods=options.methods,
-        epochs=options.epochs,
-        lr=options.lr,
-        batch_size=options.batch_size,
-        network=options.network,
-        max_count=options.max_count,
-        ratio=options.ratio,
-        size=options.size,
-        precision=options.precision,
-    )
+    chosen = {f.name: getattr(options, f.name) for f in fields(Study) if getattr(options, f.name, None) is not None}
+    study = replace(STUDIES[name], **{k: v for k, v in chosen.items() if k != "data"})
+    for option, why in without_effect(study, source is not None).items():
+        require(option not in chosen or option == "data", option, chosen.get(option), f"nothing: {why}")
     title = Path(source).resolve().name if name == "folder" and source else name
     out = options.out or RUNS / title
     cells = run_study(

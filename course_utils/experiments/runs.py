@@ -14,7 +14,6 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def run_study(
         source = str(Path(source).resolve())  # processes elsewhere may be in another folder
         settings["source"] = Path(source).name
     groups = trainings_of(study.methods)
-    _ask(folder, name, study, settings)
+    asked = _asked(folder, name, study, settings)
     cells, calls = {}, {}
     for training, methods in groups.items():
         for seed in study.seeds:
@@ -63,9 +62,11 @@ def run_study(
                 calls[path] = (settings, training, methods, seed, source, skip_broken)
             else:
                 cells[path] = cell
+    if cells:
+        _write_asked(folder, asked)
     with progress_bar(len(cells) + len(calls), "training", done=len(cells)) as bar:
         if cluster is not None:
-            done = on_cluster(cluster, _timed_cell, calls) if calls else iter(())
+            done = on_cluster(cluster, _timed_cell, calls) if calls else (none for none in ())
         else:
             kept = {path: (path, folder / "checkpoints" / path.stem, *call) for path, call in calls.items()}
             done = side_by_side(_kept_cell, kept, jobs_or_default(jobs))
@@ -73,6 +74,7 @@ def run_study(
             for path, cell in done:
                 if cluster is not None:
                     _write(path, cell)
+                _write_asked(folder, asked)  # not before: settings that cannot be trained with leave no trace
                 cells[path] = cell
                 bar.update()
     with contextlib.suppress(OSError):  # not there, or another run uses it
@@ -133,21 +135,20 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no file of this program; delete it, and it is made again") from error
 
 
-def _ask(folder: Path, name: str, study: Study, settings: dict[str, Any]) -> None:
-    """Write down what the folder is for; what earlier runs asked for stays asked for."""
+def _asked(folder: Path, name: str, study: Study, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the folder is for: what earlier runs asked for stays asked for."""
     path = folder / "study.json"
     methods, seeds = set(study.methods), set(study.seeds)
     if path.is_file():
         old = read_json(path)
         check_settings(old["settings"], settings, path)
         name, methods, seeds = old["study"], methods | set(old["methods"]), seeds | set(old["seeds"])
-    content = {
-        "study": name,
-        "what": study.what,
-        "settings": settings,
-        "methods": [m for m in METHODS if m in methods],
-        "seeds": sorted(seeds),
-    }
+    known = [m for m in METHODS if m in methods]
+    return {"study": name, "what": study.what, "settings": settings, "methods": known, "seeds": sorted(seeds)}
+
+
+def _write_asked(folder: Path, content: dict[str, Any]) -> None:
+    path = folder / "study.json"
     if not path.is_file() or read_json(path) != content:
         _write(path, content)
 
@@ -166,8 +167,3 @@ def read_study(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
             else:
                 cells.append(cell)
     return asked, cells, missing
-
-
-def changed(study: Study, **options: Any) -> Study:
-    """The study with the options that are not None."""
-    return replace(study, **{name: value for name, value in options.items() if value is not None})

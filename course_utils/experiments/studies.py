@@ -51,6 +51,15 @@ NETWORKS = {
 }
 
 
+CHOICES = {
+    "profile": ("english", "exponential", "step", "as it is"),
+    "network": tuple(NETWORKS),
+    "schedule": ("cosine", "step"),
+    "augment": tuple(AUGMENTATIONS),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A named experiment.
