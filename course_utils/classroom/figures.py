@@ -5,9 +5,10 @@ Importing this file sets the style of matplotlib for the course.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +17,7 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
@@ -25,51 +27,53 @@ from torch import Tensor
 from ..data import exponential_counts, step_counts
 from ..heads import equalize_biases, equalize_norms, row_norms
 from ..metrics import GROUPS, per_class_accuracy, shot_accuracy, shot_groups
+from ..runtime import require
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
-BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = (
-    "#0072B2",
-    "#009E73",
-    "#D55E00",
-    "#E69F00",
-    "#56B4E9",
-    "#CC79A7",
-    "#777777",
-)
+BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = "#0072B2 #009E73 #D55E00 #E69F00 #56B4E9 #CC79A7 #777777".split()
 GROUP_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION, "all": "#222222"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
 GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
 GROUP_LABELS = {"many": "many (> 100 images)", "medium": "medium (20 to 100)", "few": "few (< 20)", "all": "all"}
 
-STYLE = {
-    "figure.dpi": 100,
-    "savefig.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.08,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.6,
-    "image.interpolation": "nearest",
-}
-plt.rcParams.update(STYLE)
+WITH_ALL = (*GROUPS, "all")
+ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # a legend above its axes
+CENTERED = {"ha": "center", "va": "center"}
+UMAP_AXES = {"xticks": [], "yticks": [], "xlabel": "UMAP 1", "ylabel": "UMAP 2"}
+Numbers, Names, Counts = Sequence[float], Sequence[str], Sequence[int]
+
+plt.rc(("figure", "savefig"), dpi=100)
+plt.rc("figure.constrained_layout", use=True, h_pad=0.08)
+plt.rc("font", size=10)
+plt.rc("axes", grid=True, axisbelow=True)
+plt.rc("axes.spines", top=False, right=False)
+plt.rc("grid", alpha=0.25)
+plt.rc("legend", frameon=False)
+plt.rc("hatch", linewidth=0.6)
+plt.rc("image", interpolation="nearest")
+
+
+def reduce_png(png: bytes) -> bytes:
+    """The same picture with a palette of 256 colours and without metadata; two to four times smaller."""
+    image = Image.open(io.BytesIO(png))
+    if image.mode == "P":
+        return png
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    small = io.BytesIO()
+    palette = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    palette.save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def show(figure: Figure, alt: str) -> None:
     """Display a figure as a small PNG (256 colours, 100 dpi) with `alt`, a sentence for those who do not see it."""
-    if not alt.strip():
-        raise ValueError("alt: got an empty text; allowed: a sentence that says what the figure shows")
+    require(alt.strip(), "alt", "an empty text", "a sentence that says what the figure shows")
     raw = io.BytesIO()
     figure.savefig(raw, format="png", metadata={"Software": None})
     plt.close(figure)
-    small = io.BytesIO()
-    palette = Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.save(small, format="png", optimize=True)
-    data = {"image/png": small.getvalue(), "text/plain": f"Figure: {alt}"}
+    data = {"image/png": reduce_png(raw.getvalue()), "text/plain": f"Figure: {alt}"}
     display(data, metadata={"image/png": {"alt": alt}}, raw=True)
 
 
@@ -78,28 +82,33 @@ def axes_grid(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: fl
     return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
-def group_of(counts: Sequence[int]) -> list[str]:
+def group_of(counts: Counts) -> list[str]:
     """ "many", "medium" or "few" for every class."""
     return [GROUPS[g] for g in shot_groups(counts).tolist()]
 
 
+def bar_style(groups: Iterable[str]) -> dict:
+    """Colours and hatches of bars, one for each of these groups."""
+    groups = list(groups)
+    colors, hatches = [GROUP_COLORS[g] for g in groups], [GROUP_HATCHES[g] for g in groups]
+    return {"color": colors, "hatch": hatches, "edgecolor": "white"}
+
+
+def point_style(group: str, **more) -> dict:
+    """Colour and marker of a point of this group."""
+    return {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group], "linestyle": "", **more}
+
+
 def class_bars(
-    axes: Axes,
-    values: Sequence[float],
-    names: Sequence[str],
-    counts: Sequence[int],
-    *,
-    order: Sequence[int] | None = None,
-    label_few: bool = False,
+    axes: Axes, values: Numbers, names: Names, counts: Counts, *, order: Counts | None = None, label_few: bool = False
 ) -> Axes:
     """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right.
     `label_few` writes the values of the few group above its bars, which may be too low to see."""
-    order = list(range(len(names))) if order is None else list(order)
-    groups = group_of(counts)
-    for place, j in enumerate(order):
-        color = GROUP_COLORS[groups[j]]
-        axes.bar(place, values[j], color=color, hatch=GROUP_HATCHES[groups[j]], edgecolor="white", linewidth=0)
-        if label_few and groups[j] == "few":
+    order = list(range(len(names)) if order is None else order)
+    groups = [group_of(counts)[j] for j in order]
+    axes.bar(range(len(order)), [values[j] for j in order], linewidth=0, **bar_style(groups))
+    for place, (j, group) in enumerate(zip(order, groups, strict=True)):
+        if label_few and group == "few":
             axes.annotate(f"{values[j]:g}", (place, values[j]), ha="center", va="bottom", fontsize=9)
     axes.set_xticks(range(len(order)), [names[j] for j in order])
     axes.set_xlim(-0.5, len(order) - 0.5)
@@ -107,36 +116,57 @@ def class_bars(
     return axes
 
 
-def group_legend(axes: Axes, names: Sequence[str] = GROUPS, *, bars: bool = False, **options) -> Axes:
+def group_bars(axes: Axes, dotted: Mapping[str, float] | None = None) -> Sequence[Patch]:
+    """A bar of height 0 for each group and for all, for `raise_bars()`; `dotted` accuracies as lines across them."""
+    bars = axes.bar(WITH_ALL, [0] * 4, **bar_style(WITH_ALL))
+    for bar, name in zip(bars, WITH_ALL, strict=True):
+        if dotted:
+            x = bar.get_x(), bar.get_x() + bar.get_width()
+            axes.hlines(100 * dotted[name], *x, color="black", linestyle=":")
+    return bars
+
+
+def raise_bars(bars: Sequence[Patch], values: Iterable[float], texts: Sequence = ()) -> None:
+    """Give bars, and the texts above them, new heights: `values` from 0 to 1, shown in %."""
+    for k, (bar, value) in enumerate(zip(bars, values, strict=True)):
+        bar.set_height(100 * value)
+        if texts:
+            texts[k].set(y=100 * value, text=f"{100 * value:.0f}")
+
+
+def in_percent(scores: Mapping[str, float]) -> str:
+    """ "many 90 %, medium 80 %, ..." for a sentence."""
+    return ", ".join(f"{name} {100 * value:.0f} %" for name, value in scores.items())
+
+
+def group_legend(axes: Axes, names: Names = GROUPS, *, bars: bool = False, **options) -> Axes:
     """Legend of the groups: colour and marker, or colour and hatch for bars."""
     if bars:
+        style = {"edgecolor": "white"}
         handles = [
-            Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], edgecolor="white", label=GROUP_LABELS[n])
-            for n in names
+            Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], label=GROUP_LABELS[n], **style) for n in names
         ]
     else:
-        handles = [
-            Line2D([], [], color=GROUP_COLORS[n], marker=GROUP_MARKERS[n], linestyle="", label=GROUP_LABELS[n])
-            for n in names
-        ]
+        handles = [Line2D([], [], label=GROUP_LABELS[n], **point_style(n)) for n in names]
     axes.legend(handles=handles, **options)
     return axes
 
 
-def group_points(
-    axes: Axes, results: Mapping[str, Sequence[Mapping[str, float]]], *, groups: Sequence[str] = (*GROUPS, "all")
-) -> Axes:
+def seed_points(axes: Axes, values: Numbers, height: float, *, alpha: float = 0.45, **style) -> None:
+    """Every value a small point, their mean a large one."""
+    axes.plot(values, [height] * len(values), markersize=4, alpha=alpha, **style)
+    axes.plot(np.mean(values), height, markersize=9, **style)
+
+
+def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups: Names = WITH_ALL) -> Axes:
     """Accuracy by group for several methods: every seed a small point, the mean a large one.
 
     results: for each method the list of `shot_accuracy()` dictionaries, one a seed.
     """
-    for row, (_method, seeds) in enumerate(results.items()):
+    for row, seeds in enumerate(results.values()):
         for k, group in enumerate(groups):
-            values = [100 * seed[group] for seed in seeds]
             height = row + 0.2 * (k - (len(groups) - 1) / 2)
-            style = {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group], "linestyle": ""}
-            axes.plot(values, [height] * len(values), markersize=4, alpha=0.45, **style)
-            axes.plot(np.mean(values), height, markersize=9, **style)
+            seed_points(axes, [100 * seed[group] for seed in seeds], height, **point_style(group))
     axes.set_yticks(range(len(results)), results)
     axes.invert_yaxis()
     axes.set_xlim(-3, 103)
@@ -144,57 +174,65 @@ def group_points(
     return axes
 
 
-def group_lines(axes: Axes, x: Sequence[float], results: Sequence[Mapping[str, float]]) -> Axes:
+def group_lines(axes: Axes, x: Numbers, results: Sequence[Mapping[str, float]]) -> Axes:
     """Accuracy by group along a setting: one `shot_accuracy()` dictionary for each value of x."""
-    for group in (*GROUPS, "all"):
-        axes.plot(
-            x,
-            [100 * result[group] for result in results],
-            color=GROUP_COLORS[group],
-            marker=GROUP_MARKERS[group],
-            markersize=5,
-            label=GROUP_LABELS[group],
-        )
+    for group in WITH_ALL:
+        style = point_style(group, linestyle="-", markersize=5, label=GROUP_LABELS[group])
+        axes.plot(x, [100 * result[group] for result in results], **style)
     axes.set_ylim(0, 102)
     axes.legend(loc="lower right")
     return axes
 
 
-def letter_scatter(
-    axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
-    names: Sequence[str],
-    counts: Sequence[int],
-    labels: str | Sequence[str],
-) -> Axes:
+def letter_scatter(axes: Axes, x: Numbers, y: Numbers, names: Names, counts: Counts, labels: Names) -> Axes:
     """Classes as points in the colour and marker of their group; the names in `labels` are written beside theirs."""
     for name, group, px, py in zip(names, group_of(counts), x, y, strict=True):
-        axes.plot(px, py, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group], markersize=5, linestyle="")
+        axes.plot(px, py, **point_style(group, markersize=5))
         if name in labels:
             axes.annotate(name, (px, py), textcoords="offset points", xytext=(4, 2), fontsize=9)
     return axes
 
 
-def image_rows(axes: Axes, images: Tensor, columns: int, row_names: Sequence[str] = ()) -> Axes:
-    """uint8 (N, channels, H, W) images as a table with `columns` columns; grey ones as dark ink on white."""
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    table = np.full((rows * (height + 2), columns * (width + 2), channels), 0, np.uint8)
-    for i, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
-        y, x = (i // columns) * (height + 2), (i % columns) * (width + 2)
-        table[y : y + height, x : x + width] = image
-    axes.imshow(255 - table[..., 0] if channels == 1 else table, cmap="gray", vmin=0, vmax=255)
+def bare(axes: Axes) -> Axes:
+    """No grid, frame or marks at the ticks."""
     axes.grid(visible=False)
-    axes.set_xticks([])
-    axes.set_yticks([(height + 2) * r + height / 2 for r in range(len(row_names))], row_names)
     axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return axes
 
 
-def region_colors(counts: Sequence[int]) -> np.ndarray:
+def tiles(images: np.ndarray, columns: int, empty: float = 0) -> np.ndarray:
+    """(N, H, W, ...) images side by side in `columns` columns, with a border of two `empty` pixels."""
+    count, height, width = images.shape[:3]
+    rows = -(-count // columns)
+    table = np.full((rows * (height + 2), columns * (width + 2), *images.shape[3:]), empty, images.dtype)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + 2), (i % columns) * (width + 2)
+        table[y : y + height, x : x + width] = image
+    return table
+
+
+def image_rows(axes: Axes, images: Tensor, columns: int, row_names: Names = ()) -> Axes:
+    """uint8 (N, channels, H, W) images as a table with `columns` columns; grey ones as dark ink on white."""
+    _, channels, height, _ = images.shape
+    table = tiles(images.cpu().permute(0, 2, 3, 1).numpy(), columns)
+    axes.imshow(255 - table[..., 0] if channels == 1 else table, cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([(height + 2) * r + height / 2 for r in range(len(row_names))], row_names)
+    return bare(axes)
+
+
+def confusion_axes(axes: Axes, names: Names, **style) -> AxesImage:
+    """An empty matrix with the names of the classes at both sides; `set_data()` of the result fills it."""
+    image = axes.imshow(np.zeros((len(names), len(names))), **style)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.tick_params(length=0, pad=2)
+    axes.grid(visible=False)
+    return image
+
+
+def region_colors(counts: Counts) -> np.ndarray:
     """(C, 3) a colour for each class: the hue of its group, in shades so that neighbours can be told apart."""
     shades = []
     for j, group in enumerate(group_of(counts)):
@@ -211,57 +249,35 @@ def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 120
     return (places @ weight.T + bias).argmax(1).reshape(points, points).cpu().numpy()
 
 
+def region_image(axes: Axes, owners: np.ndarray, counts: Counts, extent: Numbers, **options) -> AxesImage:
+    """A map of the class that wins at every place, `extent` = (left, right, bottom, top)."""
+    limits = {"extent": extent, "vmin": -0.5, "vmax": len(counts) - 0.5}
+    image = axes.imshow(owners, origin="lower", cmap=ListedColormap(region_colors(counts)), **limits, **options)
+    axes.grid(visible=False)
+    return image
+
+
+def halo(width: float) -> list:
+    """A white rim around text, so that it can be read on any colour."""
+    return [withStroke(linewidth=width, foreground="white")]
+
+
 def feature_plane(
-    axes: Axes,
-    weight: Tensor,
-    bias: Tensor,
-    counts: Sequence[int],
-    names: Sequence[str],
-    extent: float,
-    arrow_scale: float,
+    axes: Axes, weight: Tensor, bias: Tensor, counts: Counts, names: Names, extent: float, arrow_scale: float
 ) -> dict:
     """Decision regions of a linear head on 2-D features and its rows as arrows from the origin.
 
     Returns the artists, for `move_feature_plane()`.
     """
-    picture = axes.imshow(
-        plane_regions(weight, bias, extent),
-        origin="lower",
-        extent=[-extent, extent] * 2,
-        cmap=ListedColormap(region_colors(counts)),
-        vmin=-0.5,
-        vmax=len(names) - 0.5,
-    )
+    image = region_image(axes, plane_regions(weight, bias, extent), counts, [-extent, extent] * 2)
+    arrow = {"markevery": [1], "markersize": 6, "markeredgecolor": "white", "linestyle": "-", "linewidth": 1.5}
+    text = {"textcoords": "offset points", "annotation_clip": True, "fontsize": 9, **CENTERED}
     lines, texts = [], []
     for name, group, (x, y) in zip(names, group_of(counts), (arrow_scale * weight).tolist(), strict=True):
-        lines += axes.plot(
-            [0, x],
-            [0, y],
-            color=GROUP_COLORS[group],
-            marker=GROUP_MARKERS[group],
-            markevery=[1],
-            markersize=6,
-            markeredgecolor="white",
-            linewidth=1.5,
-            zorder=5,
-        )
-        texts.append(
-            axes.annotate(
-                name,
-                (x, y),
-                _beyond(x, y),
-                textcoords="offset points",
-                fontsize=9,
-                ha="center",
-                va="center",
-                annotation_clip=True,
-                zorder=6,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
-        )
-    axes.grid(visible=False)
+        lines += axes.plot([0, x], [0, y], **point_style(group, **arrow), zorder=5)
+        texts.append(axes.annotate(name, (x, y), _beyond(x, y), path_effects=halo(2), zorder=6, **text))
     axes.set(xlabel="feature 1", ylabel="feature 2", xlim=(-extent, extent), ylim=(-extent, extent))
-    return {"picture": picture, "lines": lines, "texts": texts, "extent": extent, "scale": arrow_scale}
+    return {"picture": image, "lines": lines, "texts": texts, "extent": extent, "scale": arrow_scale}
 
 
 def move_feature_plane(artists: dict, weight: Tensor, bias: Tensor) -> None:
@@ -305,82 +321,79 @@ def course_map(axes: Axes) -> Axes:
     return axes
 
 
-# ---- pictures for `course_utils.widgets.explore()`: set up once, then move what changes ------------------------------
+# ---- pictures for `widgets.explore()`: set up once, then move what changes ------------------------------------------
 
 
-def profile_picture(num_classes: int, max_count: int, compare: Sequence[int] = ()):
+def picture(draw: Callable[..., Callable[..., str]]) -> Callable[..., Callable[[Figure], Callable[..., str]]]:
+    """Decorator: what is written as draw(figure, ...) is called as draw(...)(figure), the form `explore()` takes."""
+
+    @functools.wraps(draw)
+    def with_values(*values, **options):
+        return lambda figure: draw(figure, *values, **options)
+
+    return with_values
+
+
+@picture
+def profile_picture(figure: Figure, num_classes: int, max_count: int, compare: Counts = ()):
     """Class counts of a profile as bars in group colours; `compare`, other counts, as a black outline."""
+    axes = figure.subplots()
+    bars = axes.bar(range(num_classes), [1] * num_classes)
+    if len(compare):
+        edges = np.arange(len(compare) + 1) - 0.5
+        axes.stairs(sorted(compare, reverse=True), edges, color="black", label="English")
+        axes.add_artist(axes.legend(loc="upper right"))
+    for border in (100, 20):
+        axes.axhline(border, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xlim(-0.6, num_classes - 0.4)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # ty: ignore[unknown-argument]
+    axes.set(yscale="log", ylim=(0.7, 2 * max_count), xlabel="class, from head to tail", ylabel="training images")
+    group_legend(axes, bars=True, ncols=3, **ABOVE)
 
-    def picture(figure: Figure):
-        axes = figure.subplots()
-        bars = axes.bar(range(num_classes), [1] * num_classes)
-        if len(compare):
-            edges = np.arange(len(compare) + 1) - 0.5
-            axes.stairs(sorted(compare, reverse=True), edges, color="black", label="English")
-            axes.add_artist(axes.legend(loc="upper right"))
-        for border in (100, 20):
-            axes.axhline(border, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xlim(-0.6, num_classes - 0.4)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(yscale="log", ylim=(0.7, 2 * max_count), xlabel="class, from head to tail", ylabel="training images")
-        group_legend(axes, bars=True, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    def update(profile: str, ratio: float) -> str:
+        make = {"exponential": exponential_counts, "step": step_counts}[profile]
+        counts = make(num_classes, max_count, ratio)
+        for bar, count, group in zip(bars, counts, group_of(counts), strict=True):
+            bar.set(height=count, facecolor=GROUP_COLORS[group], hatch=GROUP_HATCHES[group], edgecolor="white")
+        sizes = ", ".join(f"{group_of(counts).count(g)} {g}" for g in GROUPS)
+        return f"{profile}, ratio {ratio}: {sum(counts)} images; classes by group: {sizes}."
 
-        def update(profile: str, ratio: float) -> str:
-            make = {"exponential": exponential_counts, "step": step_counts}[profile]
-            counts = make(num_classes, max_count, ratio)
-            for bar, count, group in zip(bars, counts, group_of(counts), strict=True):
-                bar.set(height=count, facecolor=GROUP_COLORS[group], hatch=GROUP_HATCHES[group], edgecolor="white")
-            sizes = ", ".join(f"{group_of(counts).count(g)} {g}" for g in GROUPS)
-            return f"{profile}, ratio {ratio}: {sum(counts)} images; classes by group: {sizes}."
-
-        return update
-
-    return picture
+    return update
 
 
+@picture
 def norm_picture(
+    figure: Figure,
     features: Tensor,
     labels: Tensor,
     weight: Tensor,
     bias: Tensor,
-    counts: Sequence[int],
-    plane: tuple[Tensor, Tensor, Sequence[int], Sequence[str], float],
+    counts: Counts,
+    plane: tuple[Tensor, Tensor, Counts, Names, float],
 ):
     """Left: accuracy by group when the norms (and biases) of a head are equalized by `strength`. Right: the decision
     regions of a second head on 2-D features, `plane` = (weight, bias, counts, names, extent), treated the same way."""
     flat_weight, flat_bias, flat_counts, flat_names, extent = plane
-    scale = 0.75 * extent / row_norms(flat_weight).max().item()
 
     def accuracies(strength: float) -> dict[str, float]:
         logits = features @ equalize_norms(weight, strength).T + equalize_biases(bias, strength)
         return shot_accuracy(per_class_accuracy(logits.argmax(1), labels, len(bias)), counts)
 
-    def picture(figure: Figure):
-        left, right = figure.subplots(1, 2)
-        names = (*GROUPS, "all")
-        bars = left.bar(
-            names,
-            [0] * 4,
-            color=[GROUP_COLORS[n] for n in names],
-            hatch=[GROUP_HATCHES[n] for n in names],
-            edgecolor="white",
-        )
-        left.set(ylim=(0, 100), ylabel="test accuracy in %", title=f"{len(bias)} classes, {features.shape[1]} features")
-        for bar, start in zip(bars, accuracies(0.0).values(), strict=True):
-            left.hlines(100 * start, bar.get_x(), bar.get_x() + bar.get_width(), color="black", linestyle=":")
-        right.set_title(f"{len(flat_names)} classes, 2 features")
-        artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, scale)
+    def arrow_scale(rows: Tensor) -> float:  # the longest arrow keeps its length
+        return 0.75 * extent / row_norms(rows).max().item()
 
-        def update(strength: float) -> str:
-            now = accuracies(strength)
-            for bar, value in zip(bars, now.values(), strict=True):
-                bar.set_height(100 * value)
-            moved = equalize_norms(flat_weight, strength)
-            artists["scale"] = 0.75 * extent / row_norms(moved).max().item()  # the longest arrow keeps its length
-            move_feature_plane(artists, moved, equalize_biases(flat_bias, strength))
-            values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in now.items())
-            return f"Norms and biases equalized by {strength:.2f}: {values}. Dotted lines: the trained classifier."
+    left, right = figure.subplots(1, 2)
+    bars = group_bars(left, dotted=accuracies(0.0))
+    left.set(ylim=(0, 100), ylabel="test accuracy in %", title=f"{len(bias)} classes, {features.shape[1]} features")
+    right.set_title(f"{len(flat_names)} classes, 2 features")
+    artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, arrow_scale(flat_weight))
 
-        return update
+    def update(strength: float) -> str:
+        now = accuracies(strength)
+        raise_bars(bars, now.values())
+        moved = equalize_norms(flat_weight, strength)
+        artists["scale"] = arrow_scale(moved)
+        move_feature_plane(artists, moved, equalize_biases(flat_bias, strength))
+        return f"Norms and biases equalized by {strength:.2f}: {in_percent(now)}. Dotted lines: the trained classifier."
 
-    return picture
+    return update

@@ -7,7 +7,6 @@ or a path.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import os
 import sys
@@ -21,9 +20,9 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from PIL import Image
 
 from ..runtime import write_atomically
+from .figures import reduce_png
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,20 +50,6 @@ def find_notebooks(names: Sequence[str] = (), folder: Path = ROOT / "notebooks")
             raise ValueError(f"notebook: got {name!r}; there are {', '.join(p.stem for p in here) or 'none'}")
         chosen.update(matches)
     return sorted(chosen) if names else here
-
-
-def reduce_png(png: bytes) -> bytes:
-    """The same picture with a palette of 256 colours and without metadata; two to four times smaller."""
-    image = Image.open(io.BytesIO(png))
-    if image.mode == "P":
-        return png
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    small = io.BytesIO()
-    palette = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.save(small, "PNG", optimize=True)
-    return small.getvalue()
 
 
 def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
