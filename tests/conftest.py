@@ -32,6 +32,7 @@ def pytest_configure(config):
 LONGEST_FIRST = ("07", "03", "05", "01", "04", "06", "02")  # so that two processes end together
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """A notebook, or a file of tests, stays in one process and in its order; notebooks come first, long ones before."""
 
