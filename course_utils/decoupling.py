@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def _check_taus(taus: Sequence[float]) -> None:
         require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
 
 
-def _check_shape(fits: bool, name: str, tensor: Tensor, allowed: str) -> None:
+def _check_shape(fits: bool, name: str, tensor: Any, allowed: str) -> None:
     require(fits, name, lambda: f"shape {tuple(tensor.shape)}", allowed)
 
 
@@ -128,6 +129,8 @@ class NearestClassMean(nn.Module):
     """
 
     TREATMENTS = ("un", "l2n", "cl2n")
+    center: Tensor
+    means: Tensor
 
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int, treatment: str = "cl2n"):
         super().__init__()
@@ -164,6 +167,9 @@ class LearnableWeightScaling(nn.Module):
     s starts at 1, where z are the logits of the trained classifier, and may take any sign. The paper has no bias; its
     released code scales the bias too, as here.
     """
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         super().__init__()

@@ -122,11 +122,12 @@ def train_base(
 
 def _remove_last_relu(backbone: nn.Module) -> None:
     """Of a sequence of layers, if none with weights comes after it."""
-    for i in reversed(range(len(backbone) if isinstance(backbone, nn.Sequential) else 0)):
-        if isinstance(backbone[i], nn.ReLU):
-            del backbone[i]
+    layers = backbone if isinstance(backbone, nn.Sequential) else nn.Sequential()
+    for i in reversed(range(len(layers))):
+        if isinstance(layers[i], nn.ReLU):
+            del layers[i]
             return
-        if any(True for _ in backbone[i].parameters()):
+        if any(True for _ in layers[i].parameters()):
             return
 
 
@@ -171,7 +172,7 @@ def run_incremental(
     train, test = train.only(order), test.only(order)
     empty = order[int(train.counts.argmin())]
     require(train.counts.all(), "train", f"no image of class {empty!r}", "at least one of each class")
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
     starts = [0, *accumulate(map(len, phases))]
     model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
     there = getattr(model.head, "num_classes", getattr(model.head, "out_features", None))
@@ -320,7 +321,7 @@ class _Learner:
 
 
 @torch.no_grad()
-def _row_changes(head: nn.Module, before: nn.Module, old: int) -> dict[str, float]:
+def _row_changes(head: Any, before: Any, old: int) -> dict[str, float]:
     norms, rows, were = row_norms(head.weight), F.normalize(head.weight[:old], dim=1), F.normalize(before.weight, dim=1)
     # angle = 2 asin(chord / 2), exactly 0 for a row that stayed
     angle = 2 * ((rows - were).norm(dim=1) / 2).clamp(max=1).asin()

@@ -175,8 +175,11 @@ class PhaseObjective:
         arm, features = self.arm, model.features(images)
         if arm.clip:
             clip_weights(model.head)
-        cosines = model.head.cosines(features) if arm.head == "cosine" else None
-        logits = model.head(features) if cosines is None else model.head.scale * cosines
+        if arm.head == "cosine":
+            cosines = model.head.cosines(features)
+            logits = model.head.scale * cosines
+        else:
+            logits = model.head(features)
         classes, here = self.num_old + self.num_new, logits.shape[1]
         require(here == classes, "model", f"{here} classes", f"{self.num_old} old and {self.num_new} new")
         # L = L_ce

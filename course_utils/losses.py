@@ -78,6 +78,8 @@ class FocalLoss(nn.Module):
     divided by B. Cui et al. and Lin et al. use one sigmoid for each class instead of the softmax.
     """
 
+    weight: Tensor | None
+
     def __init__(self, gamma: float = 1.0, weight: Tensor | None = None):
         super().__init__()
         require(0 <= gamma < math.inf, "gamma", gamma, "at least 0")
@@ -134,6 +136,9 @@ class LDAMLoss(nn.Module):
 
     Differs from the released code in: no B x C mask, any device, and the check.
     """
+
+    margins: Tensor
+    weight: Tensor | None
 
     def __init__(
         self,

@@ -115,13 +115,13 @@ class Setting:
 class Stage:
     """A model, the images that went forward and backward through its backbone (or forward alone), and the seconds."""
 
-    model: nn.Module
+    model: ImageClassifier
     images: int
     seconds: float
     feature_images: int = 0
 
 
-def run_fit(setting: Setting, model: nn.Module, *, epochs: int | None = None, stage: int = 1, **options) -> Stage:
+def run_fit(setting: Setting, model: ImageClassifier, *, epochs: int | None = None, stage: int = 1, **options) -> Stage:
     """`training.fit()` with everything a setting says; `options`: what the method adds (loss, sampler ...).
 
     epochs: of this stage, by default all of the budget.
@@ -136,7 +136,7 @@ def recipe(loss: Make | None = None, sampler: Make | None = None, head: Head | N
     """One stage of `fit()`, a function (`Setting`) -> `Stage`: a method is a loss, a sampler or a head."""
 
     def train(setting: Setting) -> Stage:
-        options = {"loss": loss and loss(setting), "sampler": sampler and sampler(setting)}
+        options: dict[str, Any] = {"loss": loss and loss(setting), "sampler": sampler and sampler(setting)}
         done = run_fit(setting, setting.new_model(head), **options)
         if head is unit_cosine:
             with torch.no_grad():
@@ -191,7 +191,7 @@ class Cached:
     model: ImageClassifier
     setting: Setting
     features: Tensor
-    validation_features: Tensor | None = None
+    validation_features: Any = None  # a Tensor where there are validation images
 
     @torch.no_grad()
     def best(self, heads: Mapping[Any, nn.Module]) -> Any:
@@ -200,7 +200,7 @@ class Cached:
 
     def best_said(self, said: Mapping[Any, Tensor]) -> Any:
         """The same for predictions (N,) on the validation images."""
-        validation = self.setting.validation
+        validation: Any = self.setting.validation
         return max(said, key=lambda key: balanced_accuracy(said[key], validation.labels, validation.num_classes))
 
 
@@ -282,8 +282,8 @@ class Method:
     what: str
     notebook: str
     needs: tuple[str, ...] = ()
-    train: Callable[[Setting], Stage] | None = None
-    finish: Callable[[Cached], Finished] | None = None
+    train: Any = None
+    finish: Any = None
     after: str = "cross-entropy"
     probabilities: bool = True
 
@@ -338,7 +338,7 @@ class Trained:
     """
 
     name: str
-    model: nn.Module
+    model: ImageClassifier
     chosen: dict[str, Any]
     cost: dict[str, float]
 

@@ -257,8 +257,8 @@ def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: i
     require(0 < level < 1, "level", level, "above 0 and below 1")
     if len(values) < 2:
         return math.nan, math.nan
-    values = torch.tensor(list(values), dtype=torch.float64)
+    sample = torch.tensor(list(values), dtype=torch.float64)
     chosen = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(values[chosen].mean(1), ends).tolist()
+    low, high = torch.quantile(sample[chosen].mean(1), ends).tolist()
     return low, high

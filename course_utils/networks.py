@@ -6,6 +6,8 @@ logits. Methods of the course change the head, the loss or the sampler, and leav
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,9 @@ from .runtime import require
 
 class ImageClassifier(nn.Module):
     """A backbone and a head. `feature_dim` is D, the length of a feature vector; `num_classes` is C."""
+
+    backbone: Any  # each a module; methods that take a network apart know which
+    head: Any
 
     def __init__(self, backbone: nn.Module, feature_dim: int, num_classes: int, head: nn.Module | None = None):
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class MetaEmbeddingClassifier(nn.Module):
         self.memory = nn.Parameter(centroids.detach().clone())
         start = torch.empty(num_classes, in_features).uniform_(-1, 1)  # on the CPU: a seed is the same everywhere
         self.weight = nn.Parameter(start / math.sqrt(in_features))
-        self.hallucinator = nn.Linear(in_features, num_classes) if use_memory else None
+        self.hallucinator: Any = nn.Linear(in_features, num_classes) if use_memory else None
         self.selector = nn.Linear(in_features, in_features) if use_memory and use_selector else None
         if use_memory and classifier is not None:
             self.hallucinator.load_state_dict(classifier.state_dict(), strict=False)

@@ -127,7 +127,7 @@ def check_environment() -> list[tuple[str, str, str]]:
     return [*rows, ("device", f"{device}, {cores} cores", slow)]
 
 
-def require(ok: object, name: str, got: object, allowed: str) -> None:
+def require(ok: object, name: str, got: object, allowed: object) -> None:
     """Raise "name: got ...; allowed: ..." unless `ok`. `got` may be a function: it is called only for the message."""
     if not ok:
         raise ValueError(f"{name}: got {got() if callable(got) else got}; allowed: {allowed}")
@@ -148,7 +148,7 @@ def keeping_random_state(device: torch.device | str = "cpu") -> Iterator[Callabl
     torch.manual_seed() would reseed every GPU, for good.
     """
     device = torch.device(device)
-    gpu = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
+    gpu: Any = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type)
     where = [device] if device.type == "cuda" else []  # Apple's generator is one for all
     before = torch.get_rng_state(), gpu and gpu.get_rng_state(*where)
 

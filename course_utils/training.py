@@ -20,14 +20,14 @@ from torch.optim.sgd import sgd
 from torch.utils.data import Sampler
 
 from .data import LabeledImages
-from .networks import device_of
+from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, load_checkpoint, progress_bar, require, save_checkpoint
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 History = list[dict[str, float]]
 Groups = Mapping[str, Mapping[str, float]]
-Objective = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+Objective = Callable[..., Tensor]  # (model, float images, labels, their places in the dataset)
 
 
 # ---- batches cut out of one tensor -----------------------------------------------------------------------------------
@@ -83,8 +83,8 @@ class Batches:
         self.generator = generator or torch.Generator()
 
     def __len__(self) -> int:
-        size = len(self.dataset) if self.sampler is None else len(self.sampler)
-        return -(-size // self.batch_size)
+        shown: Any = self.dataset if self.sampler is None else self.sampler  # torch's Sampler declares no length
+        return -(-len(shown) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return ((images, labels) for images, labels, _ in self.with_indices())
@@ -171,12 +171,12 @@ class SGD:
 
     @torch.no_grad()
     def step(self) -> None:
-        constants = {"momentum": self.defaults["momentum"], "dampening": 0, "nesterov": False, "maximize": False}
+        constants: dict = {"momentum": self.defaults["momentum"], "dampening": 0, "nesterov": False, "maximize": False}
         for group in self.param_groups:
             pairs = zip(group["params"], group["velocity"], strict=True)
             if used := [(w, w.grad, v) for w, v in pairs if w.grad is not None]:
-                lists = map(list, zip(*used, strict=True))  # foreach: all layers at once, few calls on a GPU
-                sgd(*lists, foreach=True, lr=group["lr"], weight_decay=group["weight_decay"], **constants)
+                w, gradients, v = map(list, zip(*used, strict=True))  # foreach: all layers at once, few calls on a GPU
+                sgd(w, gradients, v, foreach=True, lr=group["lr"], weight_decay=group["weight_decay"], **constants)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {"velocity": self.velocity}
@@ -397,6 +397,6 @@ def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) 
     return _over_batches(model, model, dataset.images, batch_size)
 
 
-def extract_features(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
+def extract_features(model: ImageClassifier, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
     """Features float32 (N, D) of all images, in evaluation mode, without augmentation."""
     return _over_batches(model.features, model, dataset.images, batch_size)

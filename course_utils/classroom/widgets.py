@@ -83,7 +83,7 @@ def explore(
         with open(log, "a", encoding="utf-8") as file:
             file.write(f"{drawn}\n")
     canvas = Canvas(picture, size)
-    controls = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}
+    controls: dict = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}
     layout = ipywidgets.Layout(width=f"{round(100 * size[0])}px", max_width="100%")
     image = ipywidgets.Image(format="png", layout=layout)
     sentence = ipywidgets.HTML()

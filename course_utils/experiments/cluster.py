@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 RETRIES = 3
 
 
-def on_cluster(address: str, function: Callable[..., Any], calls: Mapping[Any, tuple]) -> Iterator[tuple[Any, Any]]:
+def on_cluster(address: str, function: Callable[..., Any], calls: Mapping[Any, tuple]) -> Generator:
     """(key, function(*calls[key])) for every key, as they come, from the workers of the scheduler at `address`.
 
     Dask starts a call again elsewhere when its worker dies, and up to three times when it raises. Workers need this

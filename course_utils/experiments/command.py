@@ -6,6 +6,7 @@ import argparse
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from ..methods import METHODS
 from ..runtime import require
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     for field in fields(Study):
         if field.name not in ("what", "data"):
             kind = {"seeds": seeds, "methods": methods}.get(field.name) or KINDS.get(field.type.split()[0], str)
-            options = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
+            options: dict[str, Any] = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
             about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
             run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
     run.add_argument(

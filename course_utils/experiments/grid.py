@@ -14,7 +14,7 @@ import json
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +84,20 @@ def jobs_or_default(jobs: int | None) -> int:
         raise ValueError(f"jobs: got {jobs}; allowed: at least 1")
     if jobs is not None:
         return jobs
-    jobs = os.environ.get("COURSE_JOBS") or str(joblib.cpu_count())
-    if not jobs.isdecimal() or int(jobs) < 1:
-        raise ValueError(f"COURSE_JOBS: got {jobs!r}; allowed: an integer of at least 1")
-    return min(int(jobs), 4) if torch.cuda.is_available() else int(jobs)
+    wish = os.environ.get("COURSE_JOBS") or str(joblib.cpu_count())
+    if not wish.isdecimal() or int(wish) < 1:
+        raise ValueError(f"COURSE_JOBS: got {wish!r}; allowed: an integer of at least 1")
+    return min(int(wish), 4) if torch.cuda.is_available() else int(wish)
 
 
-def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int) -> Iterator[tuple[Any, Any]]:
+def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int) -> Generator:
     """(key, function(*calls[key])) for every key, as they come, in `jobs` processes.
 
     Starting a process takes seconds, so this one works too: jobs - 1 others. After an error nothing new is started.
     """
     waiting, done = deque((key, function, arguments) for key, arguments in calls.items()), queue.SimpleQueue()
     jobs = min(jobs, len(calls))
-    executor = get_reusable_executor(max_workers=jobs - 1, timeout=300) if jobs > 1 else None
+    executor: Any = get_reusable_executor(max_workers=jobs - 1, timeout=300) if jobs > 1 else None
 
     def hand_out(_previous=None):
         with contextlib.suppress(IndexError):

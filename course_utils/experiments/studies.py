@@ -162,7 +162,7 @@ STUDIES: dict[str, Study] = {
 def _read(source: str, split: str, size: int | None, skip_broken: bool) -> tuple[LabeledImages, tuple[str, ...]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        options = {"size": size, "skip_broken": skip_broken} if Path(source).is_dir() else {}
+        options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if Path(source).is_dir() else {}
         data = load_images(source, split, **options)
     return data, tuple(str(w.message) for w in caught if "skipped" in str(w.message))
 
@@ -328,14 +328,14 @@ def score(
 
     counts: of the training images. validation, test: images and the logits (N, C) that the classifier gives them.
     """
-    (chosen_on, chosen_by), (test, logits) = validation, test
-    classes = test.num_classes
-    per_class = per_class_accuracy(logits.argmax(1), test.labels, classes)
+    (chosen_on, chosen_by), (images, logits) = validation, test
+    classes = images.num_classes
+    per_class = per_class_accuracy(logits.argmax(1), images.labels, classes)
     row = {"groups": shot_accuracy(per_class, counts), "per_class": per_class.tolist()}
     if METHODS[trained.name].probabilities:
         probabilities = logits.softmax(1)
-        row["calibration_error"] = calibration_error(probabilities, test.labels)
-        row["reliability"] = reliability_bins(probabilities, test.labels)
+        row["calibration_error"] = calibration_error(probabilities, images.labels)
+        row["reliability"] = reliability_bins(probabilities, images.labels)
     row["validation"] = balanced_accuracy(chosen_by.argmax(1), chosen_on.labels, classes)
     return _plain(row | {"chosen": trained.chosen, "cost": trained.cost})
 

@@ -7,55 +7,47 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from ...decoupling import tau_normalize
-from ...metrics import GROUPS, confusion_matrix, per_class_accuracy, shot_accuracy
+from ...metrics import confusion_matrix, per_class_accuracy, shot_accuracy
 from ...sampling import EpochSampler
-from ..figures import GROUP_COLORS, GROUP_HATCHES, class_bars, group_legend, region_colors
+from .. import figures
+from ..figures import ABOVE, CENTERED, Counts, Names, halo, picture
 
 
-def sampler_picture(samplers: Mapping[str, EpochSampler], counts: Sequence[int], names: Sequence[str]):
+@picture
+def sampler_picture(figure: Figure, samplers: Mapping[str, EpochSampler], counts: Counts, names: Names):
     """Images of every class in one epoch: bars what was drawn, black steps what the formula says."""
     order = sorted(range(len(names)), key=lambda j: -counts[j])
+    axes = figures.class_bars(figure.subplots(), [1] * len(names), names, counts, order=order)
+    bars: list = list(axes.patches)
+    edges = np.arange(len(names) + 1) - 0.5
+    steps = axes.stairs([1] * len(names), edges, baseline=None, color="black", linewidth=1.5)
+    axes.set(yscale="log", ylim=(1, 2 * max(counts)), ylabel="images in the epoch")
+    figures.group_legend(axes, bars=True, ncols=3, **ABOVE)
+    name = axes.text(0.99, 0.97, "", transform=axes.transAxes, ha="right", va="top")
 
-    def picture(figure: Figure):
-        axes = figure.subplots()
-        class_bars(axes, [1] * len(names), names, counts, order=order)
-        bars = list(axes.patches)
-        edges = np.arange(len(names) + 1) - 0.5
-        steps = axes.stairs([1] * len(names), edges, baseline=None, color="black", linewidth=1.5)
-        axes.set(yscale="log", ylim=(1, 2 * max(counts)), ylabel="images in the epoch")
-        group_legend(axes, bars=True, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        name = axes.text(0.99, 0.97, "", transform=axes.transAxes, ha="right", va="top")
+    def update(sampler: str, epoch: int) -> str:
+        name.set_text(f"{sampler}, epoch {epoch}")
+        chosen = samplers[sampler]
+        chosen.set_epoch(epoch)
+        drawn = torch.bincount(chosen.labels[chosen.indices()], minlength=len(names))
+        expected = len(chosen) * chosen.probabilities()
+        for bar, j in zip(bars, order, strict=True):
+            bar.set_height(max(int(drawn[j]), 1e-3))
+        steps.set_data(expected[order].numpy())
+        first, last = order[0], order[-1]
+        return (
+            f"{sampler}, epoch {epoch}: {names[first]} {int(drawn[first])} times, {names[last]} {int(drawn[last])} "
+            f"times; its {counts[last]} images come {drawn[last] / counts[last]:.1f} times each. Black: the formula."
+        )
 
-        def update(sampler: str, epoch: int) -> str:
-            name.set_text(f"{sampler}, epoch {epoch}")
-            chosen = samplers[sampler]
-            chosen.set_epoch(epoch)
-            drawn = torch.bincount(chosen.labels[chosen.indices()], minlength=len(names))
-            expected = len(chosen) * chosen.probabilities()
-            for bar, j in zip(bars, order, strict=True):
-                bar.set_height(max(int(drawn[j]), 1e-3))
-            steps.set_data(expected[order].numpy())
-            first, last = order[0], order[-1]
-            return (
-                f"{sampler}, epoch {epoch}: {names[first]} {int(drawn[first])} times, {names[last]} "
-                f"{int(drawn[last])} times; its {counts[last]} images come {drawn[last] / counts[last]:.1f} "
-                "times each. Black: the formula."
-            )
-
-        return update
-
-    return picture
+    return update
 
 
-def accuracy_table(
-    axes: Axes, values: Sequence[Sequence[tuple[float, float]]], rows: Sequence[str], columns: Sequence[str]
-) -> Axes:
+def accuracy_table(axes: Axes, values: Sequence[Sequence[tuple[float, float]]], rows: Names, columns: Names) -> Axes:
     """A table of accuracies in %, (mean, standard deviation) in every field, as a heat map with a scale of its own:
     the darkest field is the largest mean, white is 25 points below it, or less."""
     means = np.array([[mean for mean, _ in line] for line in values])
@@ -63,22 +55,20 @@ def accuracy_table(
     for i, line in enumerate(values):
         for j, (mean, spread) in enumerate(line):
             color = "white" if mean > means.max() - 8 else "black"
-            axes.text(j, i, f"{mean:.1f} ± {spread:.1f}", ha="center", va="center", fontsize=8, color=color)
+            axes.text(j, i, f"{mean:.1f} ± {spread:.1f}", fontsize=8, color=color, **CENTERED)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return axes
+    return figures.bare(axes)
 
 
+@picture
 def tau_picture(
+    figure: Figure,
     features: Tensor,
     labels: Tensor,
     weight: Tensor,
-    counts: Sequence[int],
-    names: Sequence[str],
+    counts: Counts,
+    names: Names,
     means: Tensor,
     corners: str,
     points: int = 80,
@@ -91,87 +81,49 @@ def tau_picture(
     a, b, c = (means[names.index(name)] for name in corners)
     across = (b - a) / (b - a).norm()
     up = (c - a) - ((c - a) @ across) * across
-    up = up / up.norm()
-    flat = torch.stack([across, up], 1)
+    flat = torch.stack([across, up / up.norm()], 1)
 
     def on_plane(points: Tensor) -> np.ndarray:
         return ((points - a) @ flat).numpy()
 
-    marks = on_plane(torch.stack([a, b, c]))
     dots = [on_plane(features[labels == names.index(name)]) for name in corners]
-    low = np.min([d.min(0) for d in dots], axis=0)
-    high = np.max([d.max(0) for d in dots], axis=0)
+    low, high = np.min([d.min(0) for d in dots], axis=0), np.max([d.max(0) for d in dots], axis=0)
     x, y = (torch.linspace(float(lo), float(hi), points) for lo, hi in zip(low, high, strict=True))
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
-    places = a + grid @ flat.T
+    places = a + torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2) @ flat.T
     order = sorted(range(len(names)), key=lambda j: -counts[j])
     extent = [low[0], high[0], low[1], high[1]]
 
-    def picture(figure: Figure):
-        left, middle, right = figure.subplots(1, 3, width_ratios=[2, 3, 3])
-        groups = (*GROUPS, "all")
-        bars = left.bar(
-            groups,
-            [0] * 4,
-            color=[GROUP_COLORS[g] for g in groups],
-            hatch=[GROUP_HATCHES[g] for g in groups],
-            edgecolor="white",
-        )
-        left.set(ylim=(0, 100), ylabel="test accuracy in %", title="by group")
-        left.tick_params(axis="x", rotation=40)
-        colors = ListedColormap(region_colors(counts))
-        regions = middle.imshow(
-            np.zeros((points, points)),
-            origin="lower",
-            extent=extent,
-            cmap=colors,
-            vmin=-0.5,
-            vmax=len(names) - 0.5,
-            aspect="auto",
-        )
-        halo = [withStroke(linewidth=2.5, foreground="white")]
-        for name, mark, cloud, marker in zip(corners, marks, dots, "ovs", strict=True):
-            middle.plot(*cloud.T, marker, color="black", markersize=2.5, alpha=0.35)
-            middle.text(*mark, name, fontsize=13, weight="bold", ha="center", va="center", path_effects=halo)
-        others = {
-            j: middle.text(0, 0, name, fontsize=9, ha="center", va="center", path_effects=halo, visible=False)
-            for j, name in enumerate(names)
-            if name not in corners
-        }
-        middle.grid(visible=False)
-        middle.set(
-            title=f"plane through the means of {', '.join(corners)}",
-            xlim=extent[:2],
-            ylim=extent[2:],
-            xlabel=f"distance from the mean of {corners[0]} (units of the features)",
-        )
-        table = right.imshow(np.zeros((len(names), len(names))), cmap="Greys", vmin=0, vmax=1)
-        ticks = [names[j] for j in order]
-        right.set_xticks(range(len(names)), ticks, fontsize=8)
-        right.set_yticks(range(len(names)), ticks, fontsize=8)
-        right.tick_params(length=0, pad=2)
-        right.grid(visible=False)
-        right.set(title="confusion (grey: root of the share)", xlabel="what it says", ylabel="what it is")
+    left, middle, right = figure.subplots(1, 3, width_ratios=[2, 3, 3])
+    bars = figures.group_bars(left)
+    left.set(ylim=(0, 100), ylabel="test accuracy in %", title="by group")
+    left.tick_params(axis="x", rotation=40)
+    regions = figures.region_image(middle, np.zeros((points, points)), counts, extent, aspect="auto")
+    letter = {"path_effects": halo(2.5), **CENTERED}
+    for name, mark, cloud, marker in zip(corners, on_plane(torch.stack([a, b, c])), dots, "ovs", strict=True):
+        middle.plot(*cloud.T, marker, color="black", markersize=2.5, alpha=0.35)
+        middle.text(*mark, name, fontsize=13, weight="bold", **letter)
+    rest = [j for j, name in enumerate(names) if name not in corners]
+    others = {j: middle.text(0, 0, names[j], fontsize=9, visible=False, **letter) for j in rest}
+    middle.set(title=f"plane through the means of {', '.join(corners)}", xlim=extent[:2], ylim=extent[2:])
+    middle.set_xlabel(f"distance from the mean of {corners[0]} (units of the features)")
+    table = figures.confusion_axes(right, [names[j] for j in order], cmap="Greys", vmin=0, vmax=1)
+    right.set(title="confusion (grey: root of the share)", xlabel="what it says", ylabel="what it is")
 
-        def update(tau: float) -> str:
-            moved = tau_normalize(weight, tau)
-            said = (features @ moved.T).argmax(1)
-            scores = shot_accuracy(per_class_accuracy(said, labels, len(names)), counts)
-            for bar, value in zip(bars, scores.values(), strict=True):
-                bar.set_height(100 * value)
-            owners = (places @ moved.T).argmax(1)
-            regions.set_data(owners.reshape(points, points).numpy())
-            for j, text in others.items():
-                own = on_plane(places[owners == j])
-                text.set_visible(len(own) > 0.005 * len(places))  # a smaller region has no room for a letter
-                if text.get_visible():
-                    center = np.median(own, axis=0)
-                    text.set_position(own[((own - center) ** 2).sum(1).argmin()])  # a place inside the region
-            confusion = confusion_matrix(said, labels, len(names))[order][:, order].double()
-            table.set_data((confusion / confusion.sum(1, keepdim=True)).sqrt())
-            values = ", ".join(f"{name} {100 * value:.0f} %" for name, value in scores.items())
-            return f"tau {tau:.1f}: {values}."
+    def update(tau: float) -> str:
+        moved = tau_normalize(weight, tau)
+        said = (features @ moved.T).argmax(1)
+        scores = shot_accuracy(per_class_accuracy(said, labels, len(names)), counts)
+        figures.raise_bars(bars, scores.values())
+        owners = (places @ moved.T).argmax(1)
+        regions.set_data(owners.reshape(points, points).numpy())
+        for j, text in others.items():
+            own = on_plane(places[owners == j])
+            text.set_visible(len(own) > 0.005 * len(places))  # a smaller region has no room for a letter
+            if text.get_visible():
+                center = np.median(own, axis=0)
+                text.set_position(own[((own - center) ** 2).sum(1).argmin()])  # a place inside the region
+        confusion = confusion_matrix(said, labels, len(names))[order][:, order].double()
+        table.set_data((confusion / confusion.sum(1, keepdim=True)).sqrt())
+        return f"tau {tau:.1f}: {figures.in_percent(scores)}."
 
-        return update
-
-    return picture
+    return update
