@@ -9,6 +9,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -37,10 +39,12 @@ GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
 GROUP_LABELS = {"many": "many (> 100 images)", "medium": "medium (20 to 100)", "few": "few (< 20)", "all": "all"}
 
 WITH_ALL = (*GROUPS, "all")
-ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # a legend above its axes
+ABOVE: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}  # a legend above its axes
 CENTERED = {"ha": "center", "va": "center"}
 UMAP_AXES = {"xticks": [], "yticks": [], "xlabel": "UMAP 1", "ylabel": "UMAP 2"}
-Numbers, Names, Counts = Sequence[float], Sequence[str], Sequence[int]
+Numbers = Sequence[float]
+Names = Sequence[str]
+Counts = Sequence[int]
 
 plt.rc(("figure", "savefig"), dpi=100)
 plt.rc("figure.constrained_layout", use=True, h_pad=0.08)
@@ -116,7 +120,7 @@ def class_bars(
     return axes
 
 
-def group_bars(axes: Axes, dotted: Mapping[str, float] | None = None) -> Sequence[Patch]:
+def group_bars(axes: Axes, dotted: Mapping[str, float] | None = None) -> BarContainer:
     """A bar of height 0 for each group and for all, for `raise_bars()`; `dotted` accuracies as lines across them."""
     bars = axes.bar(WITH_ALL, [0] * 4, **bar_style(WITH_ALL))
     for bar, name in zip(bars, WITH_ALL, strict=True):
@@ -126,7 +130,7 @@ def group_bars(axes: Axes, dotted: Mapping[str, float] | None = None) -> Sequenc
     return bars
 
 
-def raise_bars(bars: Sequence[Patch], values: Iterable[float], texts: Sequence = ()) -> None:
+def raise_bars(bars: Iterable, values: Iterable[float], texts: Sequence = ()) -> None:
     """Give bars, and the texts above them, new heights: `values` from 0 to 1, shown in %."""
     for k, (bar, value) in enumerate(zip(bars, values, strict=True)):
         bar.set_height(100 * value)

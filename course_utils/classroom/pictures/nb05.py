@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...metrics import GROUPS
-from ..figures import BLUE, GREY, GROUP_COLORS, GROUP_HATCHES, ORANGE, VERMILLION
+from .. import figures
+from ..figures import BLUE, CENTERED, GREY, ORANGE, VERMILLION, Names, Numbers, bare, picture
 
 
 def bound(share: float | np.ndarray, ratio: float, rare: int = 10) -> float | np.ndarray:
@@ -25,55 +25,45 @@ def best_share(ratio: float) -> float:
     return 1 / (1 + ratio**0.25)
 
 
-def trade_off_picture(rare: int = 10):
+@picture
+def trade_off_picture(figure: Figure, rare: int = 10):
     """Left: the border between a frequent and a rare class, the two margins to scale. Right: the bound."""
+    left, right = figure.subplots(1, 2)
+    bands = [left.add_patch(Rectangle((0, 0.25), 0, 0.5, color=color, alpha=0.35)) for color in (BLUE, VERMILLION)]
+    labels = [left.text(0, 0.5, "", fontsize=10, **CENTERED) for _ in bands]
+    border = left.axvline(0.5, color="black", linewidth=2)
+    left.plot([0, 0], [0.25, 0.75], "o", color=BLUE, markersize=10)
+    left.plot([1, 1], [0.25, 0.75], "^", color=VERMILLION, markersize=10)
+    left.set(xlim=(-0.15, 1.15), ylim=(0, 1), xlabel="position of the border between the nearest images", yticks=[])
+    left.grid(visible=False)
+    left.set_title("circles: frequent class · triangles: rare")
+    grid = np.linspace(0.03, 0.97, 200)
+    (curve,) = right.plot([], [], color=GREY)
+    (best,) = right.plot([], [], "k*", markersize=12, label="quarter power")
+    (here,) = right.plot([], [], "o", color=ORANGE, markersize=9, label="here")
+    right.set(xlim=(0, 1), ylim=(0, 5), xlabel="margin of the frequent class (sum of both = 1)", ylabel="bound")
+    right.legend(loc="upper center")
 
-    def picture(figure: Figure):
-        left, right = figure.subplots(1, 2)
-        bands = [left.add_patch(Rectangle((0, 0.25), 0, 0.5, color=color, alpha=0.35)) for color in (BLUE, VERMILLION)]
-        labels = [left.text(0, 0.5, "", ha="center", va="center", fontsize=10) for _ in bands]
-        border = left.axvline(0.5, color="black", linewidth=2)
-        left.plot([0, 0], [0.25, 0.75], "o", color=BLUE, markersize=10)
-        left.plot([1, 1], [0.25, 0.75], "^", color=VERMILLION, markersize=10)
-        left.set(xlim=(-0.15, 1.15), ylim=(0, 1), xlabel="position of the border between the nearest images", yticks=[])
-        left.grid(visible=False)
-        left.set_title("circles: frequent class · triangles: rare")
-        grid = np.linspace(0.03, 0.97, 200)
-        (curve,) = right.plot([], [], color=GREY)
-        (best,) = right.plot([], [], "k*", markersize=12, label="quarter power")
-        (here,) = right.plot([], [], "o", color=ORANGE, markersize=9, label="here")
-        right.set(xlim=(0, 1), ylim=(0, 5), xlabel="margin of the frequent class (sum of both = 1)", ylabel="bound")
-        right.legend(loc="upper center")
+    def update(ratio: float, share: float) -> str:
+        lowest, mine = bound(best_share(ratio), ratio, rare), bound(share, ratio, rare)
+        curve.set_data(grid, bound(grid, ratio, rare))
+        best.set_data([best_share(ratio)], [lowest])
+        here.set_data([share], [mine])
+        border.set_xdata([share, share])
+        parts = (("frequent", 0, share), ("rare", share, 1 - share))
+        for band, text, (name, start, width) in zip(bands, labels, parts, strict=True):
+            band.set(x=start, width=width)
+            text.set(x=start + width / 2, text=f"{name}\n{width:.2f}")
+        return (
+            f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound "
+            f"{100 * (mine / lowest - 1):.0f} % above its minimum, which is at {best_share(ratio):.2f}."
+        )
 
-        def update(ratio: float, share: float) -> str:
-            curve.set_data(grid, bound(grid, ratio, rare))
-            best.set_data([best_share(ratio)], [bound(best_share(ratio), ratio, rare)])
-            here.set_data([share], [bound(share, ratio, rare)])
-            border.set_xdata([share, share])
-            for band, text, start, width, name in zip(
-                bands, labels, (0, share), (share, 1 - share), ("frequent", "rare"), strict=True
-            ):
-                band.set(x=start, width=width)
-                text.set(x=start + width / 2, text=f"{name}\n{width:.2f}")
-            more = bound(share, ratio, rare) / bound(best_share(ratio), ratio, rare) - 1
-            return (
-                f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound "
-                f"{100 * more:.0f} % above its minimum, which is at {best_share(ratio):.2f}."
-            )
-
-        return update
-
-    return picture
+    return update
 
 
 def margin_circle(
-    axes: Axes,
-    weight: Tensor,
-    features: Tensor,
-    labels: Tensor,
-    margins: Sequence[float],
-    names: Sequence[str],
-    colors: Sequence[str],
+    axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, margins: Numbers, names: Names, colors: Names
 ) -> Axes:
     """A cosine head on 2-D features. Only directions count, so all lies on the unit circle: rows as arrows, images as
     dots outside; the thick arc of a class is where it wins by at least its margin, the thin grey rest by less."""
@@ -81,31 +71,20 @@ def margin_circle(
     circle = np.stack([np.cos(angles), np.sin(angles)], 1)
     rows, dots = F.normalize(weight, dim=1).numpy(), F.normalize(features, dim=1).numpy()
     cosines = circle @ rows.T
-    winner = cosines.argmax(1)
-    lead = np.sort(cosines, 1)[:, -1] - np.sort(cosines, 1)[:, -2]
+    winner, ranked = cosines.argmax(1), np.sort(cosines, 1)
+    lead = ranked[:, -1] - ranked[:, -2]
     axes.plot(*circle.T, color="lightgrey", linewidth=2)
     for j, (name, color) in enumerate(zip(names, colors, strict=True)):
-        safe = circle[(winner == j) & (lead >= margins[j])]
-        axes.plot(*safe.T, ".", color=color, markersize=7)
+        axes.plot(*circle[(winner == j) & (lead >= margins[j])].T, ".", color=color, markersize=7)
         axes.annotate("", rows[j] * 0.92, (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2})
-        axes.text(
-            *(rows[j] * 0.6),
-            name,
-            color="black",
-            ha="center",
-            va="center",
-            bbox={"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": color},
-        )
-        mine = dots[(labels == j).numpy()]
-        radius = 1.1 + 0.1 * j
-        axes.plot(*(radius * mine).T, ".", color=color, markersize=4, alpha=0.4)
+        ring = {"boxstyle": "circle,pad=0.2", "facecolor": "white", "edgecolor": color}
+        axes.text(*(rows[j] * 0.6), name, color="black", bbox=ring, **CENTERED)
+        outside = (1.1 + 0.1 * j) * dots[(labels == j).numpy()]
+        axes.plot(*outside.T, ".", color=color, markersize=4, alpha=0.4)
     for k in np.flatnonzero(winner != np.roll(winner, 1)):  # borders between classes
         axes.plot(*np.stack([0 * circle[k], circle[k]]).T, color="black", linewidth=0.8, linestyle=":")
     axes.set(aspect="equal", xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), xticks=[], yticks=[])
-    axes.grid(visible=False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return axes
+    return bare(axes)
 
 
 def runs_maps(axes: Sequence[Axes], rows: Sequence[Mapping[str, float]]) -> None:
@@ -114,20 +93,15 @@ def runs_maps(axes: Sequence[Axes], rows: Sequence[Mapping[str, float]]) -> None
     sizes, scales = ([*dict.fromkeys(row[key] for row in rows)] for key in ("max_margin", "scale"))
     for ax, (start, lr) in zip(axes, sorted({(row["start"], -row["lr"]) for row in rows}), strict=True):
         runs = {(row["max_margin"], row["scale"]): row for row in rows if (row["start"], -row["lr"]) == (start, lr)}
-        ax.imshow(
-            [[100 * runs[m, s]["all"] for s in scales] for m in sizes], vmin=0, vmax=100, cmap="cividis", aspect="auto"
-        )
+        accuracy = [[100 * runs[m, s]["all"] for s in scales] for m in sizes]
+        ax.imshow(accuracy, vmin=0, vmax=100, cmap="cividis", aspect="auto")
         for (m, s), run in runs.items():
             style = {"ha": "center", "color": "black" if run["all"] > 0.5 else "white"}
             ax.text(scales.index(s), sizes.index(m), f"{100 * run['all']:.0f}", va="bottom", **style)
             ax.text(scales.index(s), sizes.index(m) + 0.1, f"{run['alive']}", va="top", fontsize=7, **style)
-        ax.set(
-            xticks=range(len(scales)),
-            xticklabels=[f"{s:g}" for s in scales],
-            xlabel="scale",
-            yticks=range(len(sizes)),
-            yticklabels=[f"{m:g}" for m in sizes],
-        )
+        ax.set_xticks(range(len(scales)), [f"{s:g}" for s in scales])
+        ax.set_yticks(range(len(sizes)), [f"{m:g}" for m in sizes])
+        ax.set_xlabel("scale")
         ax.set_title(f"weights {_moment(start)},\nlearning rate {-lr:g}", fontsize=10)
         ax.grid(visible=False)
     axes[0].set_ylabel("largest margin")
@@ -139,37 +113,21 @@ def _moment(start: float) -> str:
     return "never" if start >= 1 else f"from {100 * start:.0f} %" if start else "from the start"
 
 
-def runs_picture(rows: Sequence[Mapping[str, float]]):
+@picture
+def runs_picture(figure: Figure, rows: Sequence[Mapping[str, float]]):
     """Accuracy by group of the run with this max_margin, scale, start and learning rate; dotted: the best run's."""
     found = {(row["max_margin"], row["scale"], row["start"], row["lr"]): row for row in rows}
-    best = max(rows, key=lambda row: row["all"])
+    axes = figure.subplots()
+    bars = figures.group_bars(axes, dotted=max(rows, key=lambda row: row["all"]))
+    texts = [axes.text(k, 0, "", ha="center", va="bottom") for k in range(4)]
+    axes.set(ylim=(0, 105), ylabel="accuracy in %, validation typefaces")
 
-    def picture(figure: Figure):
-        axes = figure.subplots()
-        names = (*GROUPS, "all")
-        bars = axes.bar(
-            names,
-            [0] * 4,
-            color=[GROUP_COLORS[n] for n in names],
-            hatch=[GROUP_HATCHES[n] for n in names],
-            edgecolor="white",
+    def update(max_margin: float, scale: float, weights_from: float, lr: float) -> str:
+        row = found[max_margin, scale, weights_from, lr]
+        figures.raise_bars(bars, [row[name] for name in figures.WITH_ALL], texts)
+        return (
+            f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}, learning rate "
+            f"{lr:g}: balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs."
         )
-        texts = [axes.text(k, 0, "", ha="center", va="bottom") for k in range(4)]
-        for bar, name in zip(bars, names, strict=True):
-            x = bar.get_x(), bar.get_x() + bar.get_width()
-            axes.hlines(100 * best[name], *x, color="black", linestyle=":")
-        axes.set(ylim=(0, 105), ylabel="accuracy in %, validation typefaces")
 
-        def update(max_margin: float, scale: float, weights_from: float, lr: float) -> str:
-            row = found[max_margin, scale, weights_from, lr]
-            for bar, text, name in zip(bars, texts, names, strict=True):
-                bar.set_height(100 * row[name])
-                text.set(y=100 * row[name], text=f"{100 * row[name]:.0f}")
-            return (
-                f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}, learning rate "
-                f"{lr:g}: balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs."
-            )
-
-        return update
-
-    return picture
+    return update

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...metrics import GROUPS, bootstrap_interval, paired_differences
-from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, group_legend, group_points
+from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, WITH_ALL, Names, group_legend, group_points, picture
 
 Rows = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method -> seed -> its numbers, as `reports.rows_of()` gives
 
@@ -34,25 +34,16 @@ def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
     left, right = axes
     order = by_accuracy(rows)
     group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
-    group_legend(
-        left,
-        [*GROUPS, "all"],
-        loc="lower center",
-        bbox_to_anchor=(0.35, 1.0),
-        ncols=4,
-        fontsize=8,
-        columnspacing=0.8,
-        handletextpad=0.1,
-    )
+    where = {"loc": "lower center", "bbox_to_anchor": (0.35, 1.0)}
+    group_legend(left, WITH_ALL, ncols=4, fontsize=8, columnspacing=0.8, handletextpad=0.1, **where)
     lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
     left.set_xlim(max(-3, lowest - 5), 101)
     for place, name in enumerate(order):
-        if name == baseline:
-            continue
-        values = paired_differences(rows[name], rows[baseline])
-        right.plot(values, [place] * len(values), ".", color=GREY)
-        right.plot(bootstrap_interval(values), [place, place], color=BLUE, linewidth=2)
-        right.plot(sum(values) / len(values), place, "D", color=BLUE)
+        if name != baseline:
+            values = paired_differences(rows[name], rows[baseline])
+            right.plot(values, [place] * len(values), ".", color=GREY)
+            right.plot(bootstrap_interval(values), [place, place], color=BLUE, linewidth=2)
+            right.plot(sum(values) / len(values), place, "D", color=BLUE)
     right.axvline(0, color="black", linewidth=0.8)
     right.set(ylim=left.get_ylim(), yticks=range(len(order)), xlabel=f"points above {baseline},\n95 % interval")
     right.set_yticklabels([])
@@ -64,30 +55,18 @@ def places(rows: Rows, seed: int) -> dict[str, int]:
     return {name: place for place, name in enumerate(order, 1)}
 
 
-def place_lines(axes: Axes, columns: Mapping[str, Mapping[str, int]], marked: Sequence[str]) -> None:
+def place_lines(axes: Axes, columns: Mapping[str, Mapping[str, int]], marked: Names) -> None:
     """The places of the methods from column to column, the first on top; `marked` ones in colours of their own."""
-    names, first, last = list(columns), *(list(columns.values())[k] for k in (0, -1))
+    names, (first, *_, last) = list(columns), columns.values()
     colors = dict(zip(marked, (VERMILLION, BLUE, ORANGE, SKY), strict=False))
+    beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
     for method in first:
-        style = {"color": colors.get(method, GREY), "linewidth": 2.4 if method in marked else 0.9}
-        axes.plot(
-            range(len(names)),
-            [column[method] for column in columns.values()],
-            marker="o",
-            alpha=1 if method in marked else 0.6,
-            **style,
-        )
-        for x, place, side in ((0, first[method], "right"), (len(names) - 1, last[method], "left")):
-            axes.annotate(
-                method,
-                (x, place),
-                xytext=(-8 if side == "right" else 8, 0),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                fontsize=8,
-                color=colors.get(method, "black"),
-            )
+        style = {"linewidth": 2.4, "alpha": 1} if method in marked else {"linewidth": 0.9, "alpha": 0.6}
+        line = [column[method] for column in columns.values()]
+        axes.plot(range(len(names)), line, marker="o", color=colors.get(method, GREY), **style)
+        for x, place, step, side in ((0, first[method], -8, "right"), (len(names) - 1, last[method], 8, "left")):
+            color = colors.get(method, "black")
+            axes.annotate(method, (x, place), xytext=(step, 0), ha=side, color=color, **beside)
     axes.set(ylim=(len(first) + 0.6, 0.4), yticks=[], xlim=(-0.2, len(names) - 0.8))
     axes.set_xticks(range(len(names)), names)
     axes.spines["left"].set_visible(False)
@@ -104,12 +83,12 @@ def lean(row: Mapping[str, Any]) -> float:
 def reliability(axes: Axes, seeds: Mapping[int, Mapping[str, Any]], title: str) -> None:
     """Accuracy against confidence in 15 bins, all seeds together; the area of a point grows with its images."""
     bins = [row["reliability"] for row in seeds.values()]
-    count = torch.tensor([b["count"] for b in bins], dtype=torch.float64)
-    sums = [
-        (count * torch.tensor([[v or 0.0 for v in b[key]] for b in bins], dtype=torch.float64)).sum(0)
-        for key in ("confidence", "accuracy")
-    ]
-    count = count.sum(0)
+
+    def table(key: str) -> torch.Tensor:
+        return torch.tensor([[v or 0.0 for v in b[key]] for b in bins], dtype=torch.float64)
+
+    count = table("count").sum(0)
+    sums = ((table("count") * table(key)).sum(0) for key in ("confidence", "accuracy"))
     confidence, accuracy = (100 * s[count > 0] / count[count > 0] for s in sums)
     share = count[count > 0] / count.sum()
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":")
@@ -120,7 +99,8 @@ def reliability(axes: Axes, seeds: Mapping[int, Mapping[str, Any]], title: str) 
     axes.set_aspect("equal")
 
 
-def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results: Mapping[str, Rows]):
+@picture
+def guide_picture(figure: Figure, advise: Callable[..., list[tuple[str, float, float]]], results: Mapping[str, Rows]):
     """What `advise(rows, can_train=, has_validation=, has_images=, care=)` answers, as points with their
     spread: [(method, mean, spread)]. Below them, in grey, what it leaves out."""
     most = max(len(rows) for rows in results.values())
@@ -131,40 +111,34 @@ def guide_picture(advise: Callable[..., list[tuple[str, float, float]]], results
             values = [mean for _, mean, _ in advise(rows, care=care)]
             ends[data, care] = (max(0, min(values) - 8) if care != "calibration" else 0, max(values) + 5)
 
-    def picture(figure: Figure):
-        axes = figure.subplots()
-        points = [axes.plot([], [], marker="D", markersize=7)[0] for _ in range(most)]
-        lines = [axes.plot([], [], linewidth=2.5)[0] for _ in range(most)]
-        axes.set(ylim=(most - 0.4, -0.6), yticks=range(most), xlabel=" ")
-        axes.set_yticklabels([longest] * most)  # room for it in the layout
+    axes = figure.subplots()
+    points = [axes.plot([], [], marker="D", markersize=7)[0] for _ in range(most)]
+    lines = [axes.plot([], [], linewidth=2.5)[0] for _ in range(most)]
+    axes.set(ylim=(most - 0.4, -0.6), yticks=range(most), xlabel=" ")
+    axes.set_yticklabels([longest] * most)  # room for it in the layout
 
-        def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
-            able = {
-                "can_train": train == "yes",
-                "has_validation": validation == "yes",
-                "has_images": old_images == "yes",
-            }
-            found = advise(results[data], **able, care=care)
-            possible = {name for name, _, _ in found}
-            shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
-            for place, (point, line) in enumerate(zip(points, lines, strict=True)):
-                name, mean, spread = shown[place] if place < len(shown) else ("", math.nan, math.nan)
-                color = ORANGE if place == 0 else BLUE if name in possible else "#cccccc"
-                point.set(data=([mean], [place]), color=color)
-                line.set(data=([mean - spread, mean + spread], [place, place]), color=color)
-            axes.set_yticklabels([name for name, _, _ in shown] + [""] * (most - len(shown)))
-            for place, label in enumerate(axes.get_yticklabels()):
-                label.set_color("black" if place < len(found) else GREY)
-            axes.set(xlim=ends[data, care], xlabel=f"{CARES[care]}, {data}, mean ± standard deviation of seeds")
-            have = f"may train: {train} · validation images: {validation} · old images: {old_images}"
-            axes.set_title(have, fontsize=9)
-            name, mean, spread = found[0]
-            rest = f" Grey: {len(shown) - len(found)} that you cannot use." if len(shown) > len(found) else ""
-            return (
-                f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: "
-                f"{len(found)} methods; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}"
-            )
+    def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
+        able = zip(("can_train", "has_validation", "has_images"), (train, validation, old_images), strict=True)
+        found = advise(results[data], **{name: answer == "yes" for name, answer in able}, care=care)
+        possible = {name for name, _, _ in found}
+        shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
+        shown += [("", math.nan, math.nan)] * (most - len(shown))
+        for place, (point, line, (name, mean, spread)) in enumerate(zip(points, lines, shown, strict=True)):
+            color = ORANGE if place == 0 else BLUE if name in possible else "#cccccc"
+            point.set(data=([mean], [place]), color=color)
+            line.set(data=([mean - spread, mean + spread], [place, place]), color=color)
+        axes.set_yticklabels([name for name, _, _ in shown])
+        for place, label in enumerate(axes.get_yticklabels()):
+            label.set_color("black" if place < len(found) else GREY)
+        axes.set(xlim=ends[data, care], xlabel=f"{CARES[care]}, {data}, mean ± standard deviation of seeds")
+        have = f"may train: {train} · validation images: {validation} · old images: {old_images}"
+        axes.set_title(have, fontsize=9)
+        name, mean, spread = found[0]
+        more = sum(bool(name) for name, _, _ in shown) - len(found)
+        rest = f" Grey: {more} that you cannot use." if more else ""
+        return (
+            f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: "
+            f"{len(found)} methods; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}"
+        )
 
-        return update
-
-    return picture
+    return update
