@@ -252,7 +252,7 @@ def lab(extra):
 
 
 def test(extra):
-    side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadgroup"]  # groups: tests/conftest.py
+    side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]  # a notebook stays in one process
     return start(prepare("test"), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
 
 

@@ -32,17 +32,14 @@ def pytest_configure(config):
 LONGEST_FIRST = ("07", "03", "05", "01", "04", "06", "02")  # so that two processes end together
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """A notebook, or a file of tests, stays in one process and in its order; notebooks come first, long ones before."""
+    """Notebooks come first, long ones before; `--dist=loadfile` keeps each in one process."""
 
     def place(item):
         number = item.path.stem[:2] if item.path.suffix == ".ipynb" else None
         return LONGEST_FIRST.index(number) if number in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)  # stable
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_unconfigure(config):

@@ -378,7 +378,7 @@ def test_test_and_run_use_the_environment_and_pass_the_exit_code(course, tmp_pat
     assert done.returncode == 7, done.stderr
     where, prefix, threads, *arguments = done.stdout.splitlines()
     assert (where, prefix, threads) == (str(course.ROOT), str(folder), "1")
-    assert arguments[-2:] == ["-k", "a b"] and ("--dist=loadgroup" in arguments) == (command == "test")
+    assert arguments[-2:] == ["-k", "a b"] and ("--dist=loadfile" in arguments) == (command == "test")
 
 
 def test_lab_opens_the_first_notebook_in_the_project_folder_without_news(course):
