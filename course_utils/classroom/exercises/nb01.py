@@ -36,16 +36,6 @@ def _verify_plain_and_balanced(answer):
         expect_close(got[1], want[1], f"balanced accuracy {case}")
 
 
-def _swapped(predictions, labels):
-    return plain_and_balanced(predictions, labels)[::-1]
-
-
-def _precision_instead_of_recall(predictions, labels):
-    right = (predictions == labels).float()
-    per_class = [right[predictions == j].mean() for j in predictions.unique()]
-    return right.mean().item(), torch.stack(per_class).mean().item()
-
-
 def _divides_by_the_largest_label(predictions, labels):
     plain, balanced = plain_and_balanced(predictions, labels)
     return plain, balanced * len(labels.unique()) / (int(labels.max()) + 1)
@@ -71,23 +61,6 @@ def _verify_profile(answer):
             raise Wrong(f"counts have to be whole numbers {case}")
 
 
-def _rounded(num_classes, max_count, ratio):
-    return [round(max_count * (1 / ratio) ** (j / (num_classes - 1))) for j in range(num_classes)]
-
-
-def _one_step_short(num_classes, max_count, ratio):
-    return [int(max_count * (1 / ratio) ** (j / num_classes)) for j in range(num_classes)]
-
-
-def _linear(num_classes, max_count, ratio):
-    low = max_count / ratio
-    return [int(max_count - (max_count - low) * j / (num_classes - 1)) for j in range(num_classes)]
-
-
-def _upside_down(num_classes, max_count, ratio):
-    return exponential_profile(num_classes, max_count, ratio)[::-1]
-
-
 # ---- 1.3: accuracy by group, and the empty group -------------------------------------------------------------------
 
 
@@ -111,20 +84,6 @@ def _verify_groups(answer):
             expect_close(got[group], want[group], f'"{group}" {case}')
 
 
-def _zero_for_the_empty_group(per_class, counts):
-    return {k: 0.0 if v != v else v for k, v in accuracy_by_group(per_class, counts).items()}
-
-
-def _borders_of_oltr(per_class, counts):
-    groups = {"many": counts >= 100, "medium": (counts > 20) & (counts < 100), "few": counts <= 20}
-    return {name: per_class[members].mean().item() for name, members in groups.items()}
-
-
-def _weighted_by_counts(per_class, counts):
-    groups = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
-    return {k: ((per_class * counts)[m].sum() / counts[m].sum()).item() for k, m in groups.items()}
-
-
 # ---- 1.4: do norms follow counts? ----------------------------------------------------------------------------------
 
 
@@ -142,28 +101,12 @@ def _verify_norms(answer):
         weight = torch.randn(classes, dim, generator=generator) * torch.rand(classes, 1, generator=generator)
         counts = torch.randperm(1000, generator=generator)[:classes]
         want = spearmanr(row_norms(weight).numpy(), counts.numpy()).statistic
-        expect_close(
-            answer(weight.clone(), counts.clone()),
-            float(want),
-            f"rank correlation for a {classes} x {dim} weight matrix",
-            tolerance=1e-3,
-        )
+        case = f"rank correlation for a {classes} x {dim} weight matrix"
+        expect_close(answer(weight.clone(), counts.clone()), float(want), case, tolerance=1e-3)
 
 
-def _column_norms(weight, counts):
-    return norm_rank_correlation(weight.T[: len(counts)], counts[: weight.shape[1]])
-
-
-def _no_ranks(weight, counts):
-    return torch.corrcoef(torch.stack([weight.norm(dim=1), counts.float()]))[0, 1].item()
-
-
-def _sorted_once(weight, counts):
-    return torch.corrcoef(torch.stack([weight.norm(dim=1).argsort().float(), counts.argsort().float()]))[0, 1].item()
-
-
-def _sum_of_the_row(weight, counts):
-    return norm_rank_correlation(weight.sum(dim=1, keepdim=True).clamp(min=0), counts)
+def _correlation(x, y):
+    return torch.corrcoef(torch.stack([x.float(), y.float()]))[0, 1].item()
 
 
 EXERCISES = {
@@ -171,24 +114,44 @@ EXERCISES = {
         goal="plain accuracy and balanced accuracy, two numbers from 0 to 1.",
         verify=_verify_plain_and_balanced,
         solution=plain_and_balanced,
-        mutants=(_swapped, _precision_instead_of_recall, _divides_by_the_largest_label),
+        mutants=(
+            lambda p, y: plain_and_balanced(p, y)[::-1],  # swapped
+            lambda p, y: plain_and_balanced(y, p),  # precision instead of recall
+            _divides_by_the_largest_label,
+        ),
     ),
     "1.2": Exercise(
         goal="the list of counts n_j of an exponential profile, head first.",
         verify=_verify_profile,
         solution=exponential_profile,
-        mutants=(_rounded, _one_step_short, _linear, _upside_down),
+        mutants=(
+            lambda c, n, r: [round(n * (1 / r) ** (j / (c - 1))) for j in range(c)],  # rounded
+            lambda c, n, r: [int(n * (1 / r) ** (j / c)) for j in range(c)],  # one step short
+            lambda c, n, r: [int(n - (n - n / r) * j / (c - 1)) for j in range(c)],  # linear
+            lambda c, n, r: exponential_profile(c, n, r)[::-1],  # upside down
+        ),
     ),
     "1.3": Exercise(
         goal="the mean accuracy of the many, medium and few classes; NaN for a group without classes.",
         verify=_verify_groups,
         solution=accuracy_by_group,
-        mutants=(_zero_for_the_empty_group, _borders_of_oltr, _weighted_by_counts),
+        mutants=(
+            lambda a, n: {k: 0.0 if v != v else v for k, v in accuracy_by_group(a, n).items()},  # 0 for the empty group
+            lambda a, n: accuracy_by_group(a, n + (n == 100).int() - (n == 20).int()),  # the borders of OLTR
+            lambda a, n: {
+                k: v / accuracy_by_group(n.float(), n)[k] for k, v in accuracy_by_group(a * n, n).items()
+            },  # by image
+        ),
     ),
     "1.4": Exercise(
         goal="the rank correlation between the row norms of W and the class counts.",
         verify=_verify_norms,
         solution=norm_rank_correlation,
-        mutants=(_column_norms, _no_ranks, _sorted_once, _sum_of_the_row),
+        mutants=(
+            lambda w, n: norm_rank_correlation(w.T[: len(n)], n[: w.shape[1]]),  # column norms
+            lambda w, n: _correlation(w.norm(dim=1), n),  # no ranks
+            lambda w, n: _correlation(w.norm(dim=1).argsort(), n.argsort()),  # sorted once
+            lambda w, n: norm_rank_correlation(w.sum(dim=1, keepdim=True).clamp(min=0), n),  # the sum of the row
+        ),
     ),
 }

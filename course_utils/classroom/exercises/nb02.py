@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional as F
 
+from ...decoupling import class_means
 from ...heads import CosineClassifier, cosine_loss_floor
 from . import Exercise, Wrong, expect_close
 
@@ -30,23 +32,6 @@ def _verify_cosine_logits(answer):
         expect_close(got, want, f"for {batch} images, {classes} classes, {dim} features, scale {scale}")
 
 
-def _rows_only(features, weight, scale):
-    return scale * features @ (weight / weight.norm(dim=1, keepdim=True)).T
-
-
-def _normalizes_columns(features, weight, scale):
-    return scale * (features / features.norm(dim=0)) @ (weight / weight.norm(dim=0)).T
-
-
-def _scale_inside(features, weight, scale):
-    scaled = scale * features
-    return scaled / scaled.norm(dim=1, keepdim=True) @ (weight / weight.norm(dim=1, keepdim=True)).T
-
-
-def _one_norm_for_all(features, weight, scale):
-    return scale * (features / features.norm()) @ (weight / weight.norm()).T
-
-
 # ---- 2.2: the loss floor -------------------------------------------------------------------------------------------
 
 
@@ -59,24 +44,6 @@ def _verify_loss_floor(answer):
     for classes, scale in ((2, 0.5), (10, 1.0), (26, 4.0), (100, 9.0)):
         want = cosine_loss_floor(classes, scale)
         expect_close(answer(classes, scale), want, f"for {classes} classes and scale {scale:g}", tolerance=1e-3)
-
-
-def _others_opposite(num_classes, scale):
-    own, other = math.exp(scale), math.exp(-scale)
-    return -math.log(own / (own + (num_classes - 1) * other))
-
-
-def _others_orthogonal(num_classes, scale):
-    return -math.log(math.exp(scale) / (math.exp(scale) + num_classes - 1))
-
-
-def _counts_itself_twice(num_classes, scale):
-    own, other = math.exp(scale), math.exp(-scale / (num_classes - 1))
-    return -math.log(own / (own + num_classes * other))
-
-
-def _probability_instead(num_classes, scale):
-    return math.exp(-loss_floor(num_classes, scale))
 
 
 # ---- 2.3: the scale for a probability ------------------------------------------------------------------------------
@@ -97,18 +64,6 @@ def _verify_scale_for(answer):
         expect_close(reached, probability, case, tolerance=1e-3)
 
 
-def _no_simplex(probability, num_classes):
-    return math.log((num_classes - 1) * probability / (1 - probability))
-
-
-def _forgets_the_others(probability, num_classes):
-    return (num_classes - 1) / num_classes * math.log(probability / (1 - probability) + 1)
-
-
-def _log_of_probability(probability, num_classes):
-    return -(num_classes - 1) / num_classes * math.log(1 - probability)
-
-
 # ---- 2.4: imprinting -----------------------------------------------------------------------------------------------
 
 
@@ -127,29 +82,9 @@ def _verify_imprinting(answer):
         features = features * (0.2 + 5 * torch.rand(len(labels), 1, generator=generator))
         head = CosineClassifier(dim, classes)
         head.imprint(features, labels)
-        want = torch.nn.functional.normalize(head.weight.detach(), dim=1)
+        want = F.normalize(head.weight.detach(), dim=1)
         case = f"for {len(labels)} images of {classes} classes, {dim} features"
         expect_close(answer(features.clone(), labels.clone(), classes), want, case)
-
-
-def _means_of_raw_features(features, labels, num_new):
-    means = torch.stack([features[labels == j].mean(dim=0) for j in range(num_new)])
-    return means / means.norm(dim=1, keepdim=True)
-
-
-def _not_unit(features, labels, num_new):
-    directions = features / features.norm(dim=1, keepdim=True)
-    return torch.stack([directions[labels == j].mean(dim=0) for j in range(num_new)])
-
-
-def _first_image_only(features, labels, num_new):
-    rows = torch.stack([features[labels == j][0] for j in range(num_new)])
-    return rows / rows.norm(dim=1, keepdim=True)
-
-
-def _order_of_appearance(features, labels, num_new):
-    rows = imprinted_rows(features, labels, num_new)
-    return rows[list(dict.fromkeys(labels.tolist()))]
 
 
 EXERCISES = {
@@ -157,24 +92,43 @@ EXERCISES = {
         goal="logits that depend on angles only: the scale times the cosine of every feature with every row.",
         verify=_verify_cosine_logits,
         solution=cosine_logits,
-        mutants=(_rows_only, _normalizes_columns, _scale_inside, _one_norm_for_all),
+        mutants=(
+            lambda f, w, s: s * f @ F.normalize(w, dim=1).T,  # the rows only
+            lambda f, w, s: s * F.normalize(f, dim=0) @ F.normalize(w, dim=0).T,  # normalizes columns
+            lambda f, w, s: cosine_logits(s * f, w, 1.0),  # the scale inside
+            lambda f, w, s: s * (f / f.norm()) @ (w / w.norm()).T,  # one norm for all
+        ),
     ),
     "2.2": Exercise(
         goal="the smallest cross-entropy that C classes can reach with cosine logits of a given scale.",
         verify=_verify_loss_floor,
         solution=loss_floor,
-        mutants=(_others_opposite, _others_orthogonal, _counts_itself_twice, _probability_instead),
+        mutants=(
+            lambda c, s: math.log(1 + (c - 1) * math.exp(-2 * s)),  # the others opposite
+            lambda c, s: math.log(1 + (c - 1) * math.exp(-s)),  # the others orthogonal
+            lambda c, s: math.log(1 + c * math.exp(-s * c / (c - 1))),  # counts itself twice
+            lambda c, s: math.exp(-loss_floor(c, s)),  # the probability instead
+        ),
     ),
     "2.3": Exercise(
         goal="the scale at which the best possible probability of the right class is p.",
         verify=_verify_scale_for,
         solution=scale_for,
-        mutants=(_no_simplex, _forgets_the_others, _log_of_probability),
+        mutants=(
+            lambda p, c: math.log((c - 1) * p / (1 - p)),  # no simplex
+            lambda p, c: (c - 1) / c * math.log(p / (1 - p) + 1),  # forgets the others
+            lambda p, c: -(c - 1) / c * math.log(1 - p),  # the log of a probability
+        ),
     ),
     "2.4": Exercise(
         goal="a unit row for every new class: the mean direction of its features.",
         verify=_verify_imprinting,
         solution=imprinted_rows,
-        mutants=(_means_of_raw_features, _not_unit, _first_image_only, _order_of_appearance),
+        mutants=(
+            lambda f, y, n: F.normalize(class_means(f, y, n), dim=1),  # means of raw features
+            lambda f, y, n: class_means(F.normalize(f, dim=1), y, n),  # not of unit length
+            lambda f, y, n: F.normalize(torch.stack([f[y == j][0] for j in range(n)]), dim=1),  # the first image only
+            lambda f, y, n: imprinted_rows(f, y, n)[list(dict.fromkeys(y.tolist()))],  # in the order of appearance
+        ),
     ),
 }

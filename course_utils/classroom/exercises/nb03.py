@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional as F
 
 from ...incremental import herding
 from ...losses import adaptive_less_forget_weight, inter_class_separation_loss
@@ -34,31 +35,18 @@ def _verify_herding(answer):
 
 
 def _closest_to_the_mean(features, k):
-    rows = features / features.norm(dim=1, keepdim=True)
+    rows = F.normalize(features, dim=1)
     return (rows - rows.mean(dim=0)).norm(dim=1).argsort()[:k].tolist()
 
 
-def _not_normalized(features, k):
-    mean, total, chosen = features.mean(dim=0), torch.zeros(features.shape[1]), []
-    for t in range(1, k + 1):
-        distances = (mean - (total + features) / t).norm(dim=1)
-        distances[chosen] = math.inf
-        chosen.append(distances.argmin().item())
-        total = total + features[chosen[-1]]
-    return chosen
-
-
-def _with_repeats(features, k):
-    rows = features / features.norm(dim=1, keepdim=True)
+def _greedy(rows, k, repeats=False):
     mean, total, chosen = rows.mean(dim=0), torch.zeros(rows.shape[1]), []
     for t in range(1, k + 1):
-        chosen.append((mean - (total + rows) / t).norm(dim=1).argmin().item())
+        distances = (mean - (total + rows) / t).norm(dim=1)
+        distances[[] if repeats else chosen] = math.inf
+        chosen.append(distances.argmin().item())
         total = total + rows[chosen[-1]]
     return chosen
-
-
-def _sorted(features, k):
-    return sorted(choose_exemplars(features, k))
 
 
 # ---- 3.2: the rotation argument ------------------------------------------------------------------------------------
@@ -81,18 +69,6 @@ def _verify_rotation(answer):
         expect_close(got[1], torch.stack([rotation @ w for w in rows]), f"rotated rows {case}")
 
 
-def _features_only(features, rows, rotation):
-    return features @ rotation.T, rows
-
-
-def _opposite_ways(features, rows, rotation):
-    return features @ rotation.T, rows @ rotation
-
-
-def _turned_back(features, rows, rotation):
-    return features @ rotation, rows @ rotation
-
-
 # ---- 3.3: the adaptive weight --------------------------------------------------------------------------------------
 
 
@@ -104,18 +80,6 @@ def _verify_weight(answer):
     for base, old, new in ((5.0, 14, 3), (10.0, 50, 10), (2.0, 4, 8)):
         want = adaptive_less_forget_weight(base, old, new)
         expect_close(answer(base, old, new), want, f"for base {base:g}, {old} old and {new} new classes")
-
-
-def _as_printed(base, num_old, num_new):
-    return base * math.sqrt(num_new / num_old)
-
-
-def _without_root(base, num_old, num_new):
-    return base * num_old / num_new
-
-
-def _all_classes(base, num_old, num_new):
-    return base * math.sqrt((num_old + num_new) / num_new)
 
 
 # ---- 3.4: the margin loss ------------------------------------------------------------------------------------------
@@ -142,41 +106,14 @@ def _verify_margin_loss(answer):
     expect_close(got, 0.0, "for a batch without an old image")
 
 
-def _all_images(cosines, labels, num_old, margin, k):
-    own = cosines.gather(1, labels[:, None])
-    return (margin - own + cosines[:, num_old:].topk(k, dim=1).values).clamp(min=0).mean()
-
-
-def _without_hinge(cosines, labels, num_old, margin, k):
-    old = labels < num_old
-    own, new = cosines[old].gather(1, labels[old, None]), cosines[old, num_old:].topk(k, dim=1).values
-    return (margin - own + new).mean() if old.any() else torch.zeros(())
-
-
-def _hardest_of_all_classes(cosines, labels, num_old, margin, k):
-    old = labels < num_old
-    if not old.any():
+def _another_loss(cosines, labels, num_old, margin, k, all_images=False, hinge=True, all_classes=False, hardest=True):
+    which = labels >= 0 if all_images else labels < num_old
+    if not which.any():
         return torch.zeros(())
-    own = cosines[old].gather(1, labels[old, None])
-    others = cosines[old].scatter(1, labels[old, None], -2.0).topk(k, dim=1).values
-    return (margin - own + others).clamp(min=0).mean()
-
-
-def _easiest_new(cosines, labels, num_old, margin, k):
-    old = labels < num_old
-    if not old.any():
-        return torch.zeros(())
-    own = cosines[old].gather(1, labels[old, None])
-    easy = cosines[old, num_old:].topk(k, dim=1, largest=False).values
-    return (margin - own + easy).clamp(min=0).mean()
-
-
-def _every_new_class(cosines, labels, num_old, margin, k):
-    return margin_loss(cosines, labels, num_old, margin, cosines.shape[1] - num_old)
-
-
-def _scaled_logits(cosines, labels, num_old, margin, k):
-    return margin_loss(10 * cosines, labels, num_old, margin, k)
+    own = cosines[which].gather(1, labels[which, None])
+    rivals = cosines[which].scatter(1, labels[which, None], -2.0) if all_classes else cosines[which, num_old:]
+    gaps = margin - own + rivals.topk(k, dim=1, largest=hardest).values
+    return (gaps.clamp(min=0) if hinge else gaps).mean()
 
 
 EXERCISES = {
@@ -184,24 +121,44 @@ EXERCISES = {
         goal="the indices of k images whose mean, after normalizing, stays closest to that of all, in order of choice.",
         verify=_verify_herding,
         solution=choose_exemplars,
-        mutants=(_closest_to_the_mean, _not_normalized, _with_repeats, _sorted),
+        mutants=(
+            _closest_to_the_mean,
+            lambda f, k: _greedy(f, k),  # not normalized
+            lambda f, k: _greedy(F.normalize(f, dim=1), k, repeats=True),
+            lambda f, k: sorted(choose_exemplars(f, k)),
+        ),
     ),
     "3.2": Exercise(
         goal="features and rows, both turned by the same rotation matrix.",
         verify=_verify_rotation,
         solution=rotate_both,
-        mutants=(_features_only, _opposite_ways, _turned_back),
+        mutants=(
+            lambda f, w, r: (f @ r.T, w),  # the features only
+            lambda f, w, r: (f @ r.T, w @ r),  # opposite ways
+            lambda f, w, r: (f @ r, w @ r),  # turned back
+        ),
     ),
     "3.3": Exercise(
         goal="the weight of the less-forget constraint, which grows with the share of old classes.",
         verify=_verify_weight,
         solution=adaptive_weight,
-        mutants=(_as_printed, _without_root, _all_classes),
+        mutants=(
+            lambda base, old, new: base * math.sqrt(new / old),  # as printed
+            lambda base, old, new: base * old / new,  # without the root
+            lambda base, old, new: base * math.sqrt((old + new) / new),  # all classes
+        ),
     ),
     "3.4": Exercise(
         goal="the mean margin violation of old images against their k nearest new classes.",
         verify=_verify_margin_loss,
         solution=margin_loss,
-        mutants=(_all_images, _without_hinge, _hardest_of_all_classes, _easiest_new, _every_new_class, _scaled_logits),
+        mutants=(
+            lambda *a: _another_loss(*a, all_images=True),
+            lambda *a: _another_loss(*a, hinge=False),
+            lambda *a: _another_loss(*a, all_classes=True),
+            lambda *a: _another_loss(*a, hardest=False),
+            lambda z, y, old, m, k: margin_loss(z, y, old, m, z.shape[1] - old),  # every new class
+            lambda z, y, old, m, k: margin_loss(10 * z, y, old, m, k),  # scaled logits
+        ),
     ),
 }

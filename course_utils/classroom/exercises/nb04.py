@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ...decoupling import NearestClassMean, tau_normalize
+from ...decoupling import NearestClassMean, class_means, tau_normalize
 from ...sampling import ProgressivelyBalancedSampler, class_probabilities
 from . import Exercise, Wrong, expect_close
 
@@ -24,23 +24,6 @@ def _verify_chances(answer):
             expect_close(answer(counts.clone(), q), want, f"chances for counts {counts.tolist()}, q = {q:g}")
 
 
-def _not_divided(counts, q):
-    return (counts / counts.sum()).double() ** q
-
-
-def _by_the_largest(counts, q):
-    return (counts / counts.max()).double() ** q / len(counts)
-
-
-def _softmax(counts, q):
-    return (q * counts.double().log1p()).softmax(0)
-
-
-def _root_of_the_inverse(counts, q):
-    powers = counts.double() ** (q - 1)
-    return powers / powers.sum()
-
-
 # ---- 4.2: from instance-balanced to class-balanced -----------------------------------------------------------------
 
 
@@ -56,24 +39,6 @@ def _verify_mixture(answer):
         sampler.set_epoch(epoch)
         got = answer(counts.clone(), epoch, 6)
         expect_close(got, sampler.probabilities(), f"chances {case}")
-
-
-def _never_arrives(counts, epoch, epochs):
-    share = epoch / epochs
-    return (1 - share) * counts / counts.sum() + share / len(counts)
-
-
-def _starts_late(counts, epoch, epochs):
-    share = (epoch + 1) / epochs
-    return (1 - share) * counts / counts.sum() + share / len(counts)
-
-
-def _backwards(counts, epoch, epochs):
-    return mixture(counts, epochs - 1 - epoch, epochs)
-
-
-def _mixes_powers(counts, epoch, epochs):
-    return chances(counts, 1 - epoch / (epochs - 1))
 
 
 # ---- 4.3: nearest class mean ---------------------------------------------------------------------------------------
@@ -104,38 +69,14 @@ def _verify_nearest_mean(answer):
             raise Wrong(f"{wrong} of {len(want)} images get another class ({classes} classes, {dim} features)")
 
 
-def _not_centered(features, labels, images):
-    units = F.normalize(features, dim=1)
-    means = torch.stack([units[labels == j].mean(0) for j in range(int(labels.max()) + 1)])
-    return torch.cdist(F.normalize(images, dim=1), means).argmin(1)
-
-
-def _not_normalized(features, labels, images):
-    means = torch.stack([features[labels == j].mean(0) for j in range(int(labels.max()) + 1)])
-    return torch.cdist(images, means).argmin(1)
-
-
-def _test_images_untreated(features, labels, images):
-    center = features.mean(0)
-    units = F.normalize(features - center, dim=1)
-    means = torch.stack([units[labels == j].mean(0) for j in range(int(labels.max()) + 1)])
-    return torch.cdist(images, means).argmin(1)
-
-
-def _own_center(features, labels, images):
-    return nearest_mean(features - features.mean(0), labels, images - images.mean(0))
+def _nearest(features, labels, images):
+    return torch.cdist(images, class_means(features, labels, int(labels.max()) + 1)).argmin(1)
 
 
 def _means_normalized_again(features, labels, images):
     center = features.mean(0)
-    units = F.normalize(features - center, dim=1)
-    means = torch.stack([units[labels == j].mean(0) for j in range(int(labels.max()) + 1)])
+    means = class_means(F.normalize(features - center, dim=1), labels, int(labels.max()) + 1)
     return (F.normalize(images - center, dim=1) @ F.normalize(means, dim=1).T).argmax(1)
-
-
-def _farthest(features, labels, images):
-    means = NearestClassMean(features, labels, int(labels.max()) + 1)
-    return means(images).argmin(1)
 
 
 # ---- 4.4: tau-normalization from one logit matrix ------------------------------------------------------------------
@@ -161,52 +102,51 @@ def _verify_rescaled(answer):
             expect_close(got, want, f"{images} images, {classes} classes, tau = {tau:g}", tolerance=1e-3)
 
 
-def _times_the_norm(logits, weight, tau):
-    return logits * weight.norm(dim=1) ** tau
-
-
-def _squared_norms(logits, weight, tau):
-    return logits / (weight**2).sum(dim=1) ** tau
-
-
-def _by_image(logits, weight, tau):
-    return logits / logits.norm(dim=1, keepdim=True) ** tau
-
-
-def _power_of_the_logits(logits, weight, tau):
-    return logits.sign() * (logits.abs() / weight.norm(dim=1)) ** tau if tau else logits
-
-
 EXERCISES = {
     "4.1": Exercise(
         goal="p_j = n_j^q / sum_i n_i^q, the chance that the next image is of class j.",
         verify=_verify_chances,
         solution=chances,
-        mutants=(_not_divided, _by_the_largest, _softmax, _root_of_the_inverse),
+        mutants=(
+            lambda n, q: (n / n.sum()).double() ** q,  # not divided
+            lambda n, q: (n / n.max()).double() ** q / len(n),  # by the largest
+            lambda n, q: (q * n.double().log1p()).softmax(0),
+            lambda n, q: chances(n, q - 1),  # the root of the inverse
+        ),
     ),
     "4.2": Exercise(
         goal="the chances of the progressively balanced sampler: n_j / N in the first epoch, 1 / C in the last.",
         verify=_verify_mixture,
         solution=mixture,
-        mutants=(_never_arrives, _starts_late, _backwards, _mixes_powers),
+        mutants=(
+            lambda n, epoch, epochs: mixture(n, epoch, epochs + 1),  # never arrives
+            lambda n, epoch, epochs: mixture(n, epoch + 1, epochs + 1),  # starts late
+            lambda n, epoch, epochs: mixture(n, epochs - 1 - epoch, epochs),  # backwards
+            lambda n, epoch, epochs: chances(n, 1 - epoch / (epochs - 1)),  # mixes powers
+        ),
     ),
     "4.3": Exercise(
         goal="the nearest class mean of every image, after centring and normalizing.",
         verify=_verify_nearest_mean,
         solution=nearest_mean,
         mutants=(
-            _not_centered,
-            _not_normalized,
-            _test_images_untreated,
-            _own_center,
+            lambda f, y, x: _nearest(F.normalize(f, dim=1), y, F.normalize(x, dim=1)),  # not centred
+            _nearest,  # not normalized
+            lambda f, y, x: _nearest(F.normalize(f - f.mean(0), dim=1), y, x),  # test images untreated
+            lambda f, y, x: nearest_mean(f - f.mean(0), y, x - x.mean(0)),  # a centre of their own
             _means_normalized_again,
-            _farthest,
+            lambda f, y, x: NearestClassMean(f, y, int(y.max()) + 1)(x).argmin(1),  # the farthest
         ),
     ),
     "4.4": Exercise(
         goal="the logits of the tau-normalized classifier, made from the logits of the trained one.",
         verify=_verify_rescaled,
         solution=rescaled_logits,
-        mutants=(_times_the_norm, _squared_norms, _by_image, _power_of_the_logits),
+        mutants=(
+            lambda z, w, tau: z * w.norm(dim=1) ** tau,  # times the norm
+            lambda z, w, tau: z / (w**2).sum(dim=1) ** tau,  # squared norms
+            lambda z, w, tau: z / z.norm(dim=1, keepdim=True) ** tau,  # by image
+            lambda z, w, tau: z.sign() * (z.abs() / w.norm(dim=1)) ** tau if tau else z,  # power of the logits
+        ),
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ...losses import FocalLoss, LDAMLoss, drw_weights, effective_number_weights, ldam_margins
 from . import Exercise, expect_close
@@ -20,22 +21,6 @@ def _verify_margins(answer):
     for counts, max_margin in (([5000, 50], 0.5), ([1, 81, 16], 0.3), ([7, 7], 0.2)):
         got = answer(torch.tensor(counts, dtype=torch.float32), max_margin)
         expect_close(got, ldam_margins(counts, max_margin), f"for counts {counts} and max_margin {max_margin}")
-
-
-def _square_root(counts, max_margin):
-    return max_margin * (counts.min() / counts) ** 0.5
-
-
-def _not_scaled(counts, max_margin):
-    return max_margin * counts**-0.25
-
-
-def _largest_for_the_head(counts, max_margin):
-    return max_margin * (counts / counts.max()) ** 0.25
-
-
-def _sums_to_max_margin(counts, max_margin):
-    return max_margin * counts**-0.25 / (counts**-0.25).sum()
 
 
 # ---- 5.2: the LDAM loss --------------------------------------------------------------------------------------------
@@ -58,27 +43,6 @@ def _verify_ldam(answer):
         expect_close(got, want, f"loss for counts {counts}, max_margin {max_margin}, scale {scale}")
 
 
-def _off_every_class(cosines, labels, margins, scale):
-    return nn.functional.cross_entropy(scale * (cosines - margins), labels)
-
-
-def _added(cosines, labels, margins, scale):
-    return ldam(cosines, labels, -margins, scale)
-
-
-def _margin_after_the_scale(cosines, labels, margins, scale):
-    return ldam(scale * cosines, labels, margins, 1.0)
-
-
-def _no_scale(cosines, labels, margins, scale):
-    return ldam(cosines, labels, margins, 1.0)
-
-
-def _off_the_wrong_classes(cosines, labels, margins, scale):
-    own = nn.functional.one_hot(labels, cosines.shape[1]).bool()
-    return nn.functional.cross_entropy(scale * torch.where(own, cosines, cosines - margins[labels, None]), labels)
-
-
 # ---- 5.3: weights that come late -----------------------------------------------------------------------------------
 
 
@@ -97,24 +61,8 @@ def _verify_deferred(answer):
             expect_close(answer(epoch, epochs, counts, at), drw_weights(epoch, epochs, counts, at=at), case)
 
 
-def _one_epoch_late(epoch, epochs, counts, at):
-    return deferred_weights(epoch - 1, epochs, counts, at)
-
-
-def _always_on(epoch, epochs, counts, at):
-    return effective_number_weights(counts)
-
-
 def _off_at_the_end(epoch, epochs, counts, at):
     return torch.ones(len(counts)) if epoch >= round(at * epochs) else effective_number_weights(counts)
-
-
-def _epoch_160_whatever_the_length(epoch, epochs, counts, at):
-    return deferred_weights(epoch, 200, counts, 0.8)
-
-
-def _sums_to_one(epoch, epochs, counts, at):
-    return deferred_weights(epoch, epochs, counts, at) / len(counts)
 
 
 # ---- 5.4: the focal loss -------------------------------------------------------------------------------------------
@@ -135,24 +83,8 @@ def _verify_focal(answer):
         expect_close(answer(logits.clone(), labels, gamma), FocalLoss(gamma)(logits, labels), case)
 
 
-def _p_instead_of_the_miss(logits, labels, gamma):
-    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return (torch.exp(-negative_log) ** gamma * negative_log).mean()
-
-
-def _of_the_mean(logits, labels, gamma):
-    mean = nn.functional.cross_entropy(logits, labels)
-    return (1 - torch.exp(-mean)) ** gamma * mean
-
-
-def _largest_probability(logits, labels, gamma):
-    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return ((1 - logits.softmax(1).max(1).values) ** gamma * negative_log).mean()
-
-
-def _times_gamma(logits, labels, gamma):
-    negative_log = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return (gamma * (1 - torch.exp(-negative_log)) * negative_log).mean()
+def _losses(logits, labels):
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 EXERCISES = {
@@ -160,24 +92,46 @@ EXERCISES = {
         goal="the margin of every class, proportional to n_j^(-1/4), the largest equal to max_margin.",
         verify=_verify_margins,
         solution=margins,
-        mutants=(_square_root, _not_scaled, _largest_for_the_head, _sums_to_max_margin),
+        mutants=(
+            lambda n, most: most * (n.min() / n) ** 0.5,  # the square root
+            lambda n, most: most * n**-0.25,  # not scaled
+            lambda n, most: most * (n / n.max()) ** 0.25,  # the largest for the head
+            lambda n, most: most * n**-0.25 / (n**-0.25).sum(),  # sums to max_margin
+        ),
     ),
     "5.2": Exercise(
         goal="cross-entropy of scale * cosines, with the margin taken off the true class alone.",
         verify=_verify_ldam,
         solution=ldam,
-        mutants=(_off_every_class, _added, _margin_after_the_scale, _no_scale, _off_the_wrong_classes),
+        mutants=(
+            lambda z, y, m, s: F.cross_entropy(s * (z - m), y),  # off every class
+            lambda z, y, m, s: ldam(z, y, -m, s),  # added
+            lambda z, y, m, s: ldam(s * z, y, m, 1.0),  # the margin after the scale
+            lambda z, y, m, s: ldam(z, y, m, 1.0),  # no scale
+            lambda z, y, m, s: ldam(z - m[y, None], y, -m, s),  # off the wrong classes
+        ),
     ),
     "5.3": Exercise(
         goal="class weights that are all 1 before the switch and effective-number weights from there on.",
         verify=_verify_deferred,
         solution=deferred_weights,
-        mutants=(_one_epoch_late, _always_on, _off_at_the_end, _epoch_160_whatever_the_length, _sums_to_one),
+        mutants=(
+            lambda epoch, epochs, n, at: deferred_weights(epoch - 1, epochs, n, at),  # one epoch late
+            lambda epoch, epochs, n, at: effective_number_weights(n),  # always on
+            _off_at_the_end,
+            lambda epoch, epochs, n, at: deferred_weights(epoch, 200, n, 0.8),  # epoch 160 whatever the length
+            lambda epoch, epochs, n, at: deferred_weights(epoch, epochs, n, at) / len(n),  # sums to 1
+        ),
     ),
     "5.4": Exercise(
         goal="the mean of (1 - p)^gamma * (-log p), where p is the probability of the true class.",
         verify=_verify_focal,
         solution=focal_loss,
-        mutants=(_p_instead_of_the_miss, _of_the_mean, _largest_probability, _times_gamma),
+        mutants=(
+            lambda z, y, g: (torch.exp(-_losses(z, y)) ** g * _losses(z, y)).mean(),  # p instead of the miss
+            lambda z, y, g: (1 - torch.exp(-_losses(z, y).mean())) ** g * _losses(z, y).mean(),  # of the mean
+            lambda z, y, g: ((1 - z.softmax(1).amax(1)) ** g * _losses(z, y)).mean(),  # the largest probability
+            lambda z, y, g: (g * (1 - torch.exp(-_losses(z, y))) * _losses(z, y)).mean(),  # times gamma
+        ),
     ),
 }

@@ -35,27 +35,6 @@ def _verify_centroids(answer):
         _expect_table(answer(features.clone(), labels.clone(), classes), want, case)
 
 
-def _sums(features, labels, num_classes):
-    return torch.stack([features[labels == j].sum(dim=0) for j in range(num_classes)])
-
-
-def _mean_over_features(features, labels, num_classes):
-    return torch.stack([features[labels == j].mean(dim=1).mean().expand(features.shape[1]) for j in range(num_classes)])
-
-
-def _by_all_images(features, labels, num_classes):
-    return _sums(features, labels, num_classes) / len(features)
-
-
-def _first_images(features, labels, num_classes):
-    return torch.stack([features[labels == j][0] for j in range(num_classes)])
-
-
-def _unit_length(features, labels, num_classes):
-    means = centroids(features, labels, num_classes)
-    return means / means.norm(dim=1, keepdim=True)
-
-
 # ---- 6.2: how near is the nearest centroid? ------------------------------------------------------------------------
 
 
@@ -79,30 +58,6 @@ def _verify_reachability(answer):
             raise Wrong(f"an image that lies on a centroid: got {got.item():.4g}, expected 1000 (d_min = reach / 1000)")
 
 
-def _not_safe(features, memory, reach):
-    return reach / torch.cdist(features, memory).min(dim=1).values
-
-
-def _squared(features, memory, reach):
-    return reach / torch.cdist(features, memory).square().min(dim=1).values.clamp(min=reach / 1000)
-
-
-def _farthest(features, memory, reach):
-    return reach / torch.cdist(features, memory).max(dim=1).values.clamp(min=reach / 1000)
-
-
-def _mean_distance(features, memory, reach):
-    return reach / torch.cdist(features, memory).mean(dim=1).clamp(min=reach / 1000)
-
-
-def _upside_down(features, memory, reach):
-    return torch.cdist(features, memory).min(dim=1).values.clamp(min=reach / 1000) / reach
-
-
-def _nearest_image(features, memory, reach):
-    return reach / torch.cdist(features, memory).min(dim=0).values.clamp(min=reach / 1000)
-
-
 # ---- 6.3: the meta-embedding ---------------------------------------------------------------------------------------
 
 
@@ -121,30 +76,6 @@ def _verify_meta(answer):
         want = meta_embedding(features, memory, wanted, chosen, reachable)
         got = answer(*(t.clone() for t in (features, memory, wanted, chosen, reachable)))
         _expect_table(got, want, f"{images} images, {classes} centroids, {dim} features")
-
-
-def _weights_not_normalized(features, memory, wanted, chosen, reachable):
-    return reachable[:, None] * (features + chosen.tanh() * (wanted @ memory))
-
-
-def _softmax_over_images(features, memory, wanted, chosen, reachable):
-    return reachable[:, None] * (features + chosen.tanh() * (wanted.softmax(dim=0) @ memory))
-
-
-def _sigmoid(features, memory, wanted, chosen, reachable):
-    return reachable[:, None] * (features + chosen.sigmoid() * (wanted.softmax(dim=1) @ memory))
-
-
-def _selects_the_feature(features, memory, wanted, chosen, reachable):
-    return reachable[:, None] * (chosen.tanh() * features + wanted.softmax(dim=1) @ memory)
-
-
-def _memory_always_reachable(features, memory, wanted, chosen, reachable):
-    return reachable[:, None] * features + chosen.tanh() * (wanted.softmax(dim=1) @ memory)
-
-
-def _divides(features, memory, wanted, chosen, reachable):
-    return (features + chosen.tanh() * (wanted.softmax(dim=1) @ memory)) / reachable[:, None]
 
 
 # ---- 6.4: the F-measure of the released code -----------------------------------------------------------------------
@@ -170,31 +101,22 @@ def _verify_open_f(answer):
         expect_close(answer(said.clone(), truth.clone()), open_set_f_measure(said, truth), f"F with {case}")
 
 
-def _older(predictions, labels):
-    known = labels != -1
-    right = (known & (predictions == labels)).sum()
-    wrong = (known & (predictions != labels) & (predictions != -1)).sum()
-    accepted = (~known & (predictions != -1)).sum()
-    precision, recall = right / (right + wrong), right / (right + accepted)
-    return 2 * precision * recall / (precision + recall)
+def _right(predictions, labels):
+    return ((labels != -1) & (predictions == labels)).sum()
 
 
-def _accuracy(predictions, labels):
-    return (predictions == labels).double().mean()
+def _accepted(predictions, labels):
+    return ((labels == -1) & (predictions != -1)).sum()
 
 
-def _rejected_count_as_right(predictions, labels):
-    right = (predictions == labels).sum()
-    accepted = ((labels == -1) & (predictions != -1)).sum()
-    precision, recall = right / len(labels), right / (right + accepted)
+def _f(right, known, accepted):
+    precision, recall = right / known, right / (right + accepted)
     return 2 * precision * recall / (precision + recall)
 
 
 def _mean_of_both(predictions, labels):
-    known = labels != -1
-    right = (known & (predictions == labels)).sum()
-    accepted = (~known & (predictions != -1)).sum()
-    return (right / known.sum() + right / (right + accepted)) / 2
+    right = _right(predictions, labels)
+    return (right / (labels != -1).sum() + right / (right + _accepted(predictions, labels))) / 2
 
 
 def _open_or_not(predictions, labels):
@@ -208,31 +130,50 @@ EXERCISES = {
         goal="the mean feature of every class, one row each.",
         verify=_verify_centroids,
         solution=centroids,
-        mutants=(_sums, _mean_over_features, _by_all_images, _first_images, _unit_length),
+        mutants=(
+            lambda f, y, n: torch.stack([f[y == j].sum(dim=0) for j in range(n)]),  # sums
+            lambda f, y, n: centroids(f.mean(dim=1, keepdim=True).expand_as(f), y, n),  # mean over features
+            lambda f, y, n: torch.stack([f[y == j].sum(dim=0) for j in range(n)]) / len(f),  # by all images
+            lambda f, y, n: torch.stack([f[y == j][0] for j in range(n)]),  # the first images
+            lambda f, y, n: torch.nn.functional.normalize(centroids(f, y, n), dim=1),  # unit length
+        ),
     ),
     "6.2": Exercise(
         goal="reach / d_min for every image, with d_min at least reach / 1000.",
         verify=_verify_reachability,
         solution=reachability,
-        mutants=(_not_safe, _squared, _farthest, _mean_distance, _upside_down, _nearest_image),
+        mutants=(
+            lambda f, m, r: r / torch.cdist(f, m).min(dim=1).values,  # not safe
+            lambda f, m, r: r / torch.cdist(f, m).square().min(dim=1).values.clamp(min=r / 1000),  # squared
+            lambda f, m, r: r / torch.cdist(f, m).max(dim=1).values.clamp(min=r / 1000),  # the farthest
+            lambda f, m, r: r / torch.cdist(f, m).mean(dim=1).clamp(min=r / 1000),  # the mean distance
+            lambda f, m, r: 1 / reachability(f, m, r),  # upside down
+            lambda f, m, r: reachability(m, f, r),  # the nearest image
+        ),
     ),
     "6.3": Exercise(
         goal="g (f + tanh(selector) * (softmax(hallucinator) @ M)) for every image.",
         verify=_verify_meta,
         solution=meta_embedding,
         mutants=(
-            _weights_not_normalized,
-            _softmax_over_images,
-            _sigmoid,
-            _selects_the_feature,
-            _memory_always_reachable,
-            _divides,
+            lambda f, m, w, c, r: r[:, None] * (f + c.tanh() * (w @ m)),  # weights not normalized
+            lambda f, m, w, c, r: r[:, None] * (f + c.tanh() * (w.softmax(dim=0) @ m)),  # softmax over images
+            lambda f, m, w, c, r: r[:, None] * (f + c.sigmoid() * (w.softmax(dim=1) @ m)),
+            lambda f, m, w, c, r: r[:, None] * (c.tanh() * f + w.softmax(dim=1) @ m),  # selects the feature
+            lambda f, m, w, c, r: r[:, None] * f + c.tanh() * (w.softmax(dim=1) @ m),  # memory always reachable
+            lambda f, m, w, c, r: meta_embedding(f, m, w, c, 1 / r),  # divides
         ),
     ),
     "6.4": Exercise(
         goal="the F-measure as the released code counts it; -1 is open.",
         verify=_verify_open_f,
         solution=open_f,
-        mutants=(_older, _accuracy, _rejected_count_as_right, _mean_of_both, _open_or_not),
+        mutants=(
+            lambda p, y: _f(_right(p, y), ((y != -1) & (p != -1)).sum(), _accepted(p, y)),  # the older one
+            lambda p, y: (p == y).double().mean(),  # accuracy
+            lambda p, y: _f((p == y).sum(), len(y), _accepted(p, y)),  # rejected ones count as right
+            _mean_of_both,
+            _open_or_not,
+        ),
     ),
 }

@@ -37,10 +37,6 @@ def _by_place(first, second):
     return mean, spread / math.sqrt(len(differences))
 
 
-def _spread_alone(first, second):
-    return mean_and_spread(first[seed] - second[seed] for seed in first if seed in second)
-
-
 def _not_paired(first, second):
     (a, s), (b, t) = mean_and_spread(first.values()), mean_and_spread(second.values())
     return a - b, math.sqrt(s**2 / len(first) + t**2 / len(second))
@@ -50,11 +46,6 @@ def _divided_by_n(first, second):
     differences = [first[seed] - second[seed] for seed in first if seed in second]
     mean = sum(differences) / len(differences)
     return mean, math.sqrt(sum((d - mean) ** 2 for d in differences)) / len(differences)
-
-
-def _second_minus_first(first, second):
-    mean, error = paired(first, second)
-    return -mean, error
 
 
 # ---- 7.2: an honest choice -----------------------------------------------------------------------------------------
@@ -72,74 +63,47 @@ def honest(runs, budget):
     return mean[best]["test"]
 
 
-def _runs(table):
-    return [{"method": m, "budget": b, "validation": v, "test": t} for m, b, rows in table for v, t in rows]
-
-
-_CHOICES = (
+_CHOICES = (  # method, budget, validation/test accuracy with each seed
+    (100, "A 100 80/79 82/81, B 100 79/88 81/84, C 100 70/71 72/69", "when the test set prefers another method"),
+    (100, "A 100 80/78 81/77, B 100 70/71 90/85, C 100 79/80 80/79", "when one lucky seed is the highest of all"),
+    (100, "A 200 90/91 92/90, B 100 80/76 84/78, C 100 81/79 82/78", "when one method had twice the budget"),
+    (50, "C 50 60/63 64/62, A 50 66/61 64/60, B 100 90/95 91/94", "with a small budget"),
     (
-        _runs([("A", 100, [(80, 79), (82, 81)]), ("B", 100, [(79, 88), (81, 84)]), ("C", 100, [(70, 71), (72, 69)])]),
         100,
-        "when the test set prefers another method",
-    ),
-    (
-        _runs([("A", 100, [(80, 78), (81, 77)]), ("B", 100, [(70, 71), (90, 85)]), ("C", 100, [(79, 80), (80, 79)])]),
-        100,
-        "when one lucky seed is the highest of all",
-    ),
-    (
-        _runs([("A", 200, [(90, 91), (92, 90)]), ("B", 100, [(80, 76), (84, 78)]), ("C", 100, [(81, 79), (82, 78)])]),
-        100,
-        "when one method had twice the budget",
-    ),
-    (
-        _runs([("C", 50, [(60, 63), (64, 62)]), ("A", 50, [(66, 61), (64, 60)]), ("B", 100, [(90, 95), (91, 94)])]),
-        50,
-        "with a small budget",
-    ),
-    (
-        _runs([("A", 100, [(78, 70), (80, 72)]), ("A", 200, [(90, 82), (92, 84)]), ("B", 100, [(81, 75), (83, 77)])]),
-        100,
+        "A 100 78/70 80/72, A 200 90/82 92/84, B 100 81/75 83/77",
         "when one method was also run with twice the budget",
     ),
     (
-        _runs([("A", 100, [(84, 70), (86, 72)]), ("A", 200, [(85, 90), (87, 92)]), ("B", 100, [(81, 75), (83, 77)])]),
         100,
+        "A 100 84/70 86/72, A 200 85/90 87/92, B 100 81/75 83/77",
         "when a run with twice the budget is of the same method",
     ),
 )
 
 
+def _runs(table):
+    rows = (line.split() for line in table.split(", "))
+    pairs = ((m, int(b), *map(int, pair.split("/"))) for m, b, *seeds in rows for pair in seeds)
+    return [{"method": m, "budget": b, "validation": v, "test": t} for m, b, v, t in pairs]
+
+
 def _verify_honest(answer):
-    for runs, budget, case in _CHOICES:
-        expect_close(answer([dict(run) for run in runs], budget), honest(runs, budget), f"the number to report {case}")
+    for budget, table, case in _CHOICES:
+        expect_close(answer(_runs(table), budget), honest(_runs(table), budget), f"the number to report {case}")
 
 
-def _best_on_test(runs, budget):
-    return honest([run | {"validation": run["test"]} for run in runs], budget)
+def _of_its_methods(runs, budget):
+    methods = {run["method"] for run in runs if run["budget"] == budget}
+    return [run | {"budget": budget} for run in runs if run["method"] in methods]
 
 
 def _best_run(runs, budget):
-    fair = [run for run in runs if run["budget"] == budget]
-    return max(fair, key=lambda run: run["validation"])["test"]
-
-
-def _any_budget(runs, budget):
-    return honest([run | {"budget": budget} for run in runs], budget)
-
-
-def _all_runs_of_a_method(runs, budget):
-    methods = {run["method"] for run in runs if run["budget"] == budget}
-    return honest([run | {"budget": budget} for run in runs if run["method"] in methods], budget)
-
-
-def _reports_validation(runs, budget):
-    return honest([run | {"test": run["validation"]} for run in runs], budget)
+    return max((run for run in runs if run["budget"] == budget), key=lambda run: run["validation"])["test"]
 
 
 def _best_seed(runs, budget):
-    methods = {run["method"] for run in runs if run["budget"] == budget}
-    best = max(methods, key=lambda m: max(run["validation"] for run in runs if run["method"] == m))
+    runs = _of_its_methods(runs, budget)
+    best = max(runs, key=lambda run: run["validation"])["method"]
     return mean_and_spread(run["test"] for run in runs if run["method"] == best)[0]
 
 
@@ -161,29 +125,13 @@ def _verify_bootstrap(answer):
         expect_close(got, want, f"(low, high) for the values {values} and level {level}", tolerance=1e-3)
 
 
-def _of_the_values(values, drawn, level):
-    everything = values[drawn[:1000]].flatten()
-    return everything.quantile((1 - level) / 2), everything.quantile((1 + level) / 2)
-
-
-def _one_sided(values, drawn, level):
-    means = values[drawn].mean(dim=1)
-    return means.quantile(1 - level), means.quantile(level)
+def _ends(means, level):
+    return means.quantile((1 - level) / 2), means.quantile((1 + level) / 2)
 
 
 def _normal(values, drawn, level):
     half = 1.96 * values.std() / len(values) ** 0.5
     return values.mean() - half, values.mean() + half
-
-
-def _mean_of_each_column(values, drawn, level):
-    means = values[drawn].mean(dim=0)
-    return means.quantile((1 - level) / 2), means.quantile((1 + level) / 2)
-
-
-def _ends_of_all(values, drawn, level):
-    means = values[drawn].mean(dim=1)
-    return means.min(), means.max()
 
 
 # ---- 7.4: the calibration error ------------------------------------------------------------------------------------
@@ -210,27 +158,9 @@ def _verify_ece(answer):
         expect_close(got, want, f"the calibration error of {images} images in {bins} bins", tolerance=1e-3)
 
 
-def _every_bin_the_same(confidence, right, bins):
+def _gaps(confidence, right, bins):
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = [(right[place == k].float().mean() - confidence[place == k].mean()).abs() for k in place.unique()]
-    return sum(gaps) / len(gaps)
-
-
-def _one_bin(confidence, right, bins):
-    return (right.float().mean() - confidence.mean()).abs()
-
-
-def _signs_cancel(confidence, right, bins):
-    return right.float().mean() - confidence.mean()
-
-
-def _largest_gap(confidence, right, bins):
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    return max((right[place == k].float().mean() - confidence[place == k].mean()).abs() for k in place.unique())
-
-
-def _image_by_image(confidence, right, bins):
-    return (right.float() - confidence).abs().mean()
+    return [(right[place == k].float().mean() - confidence[place == k].mean()).abs() for k in place.unique()]
 
 
 EXERCISES = {
@@ -238,24 +168,51 @@ EXERCISES = {
         goal="mean and standard error of the paired differences, first minus second.",
         verify=_verify_paired,
         solution=paired,
-        mutants=(_by_place, _spread_alone, _not_paired, _divided_by_n, _second_minus_first),
+        mutants=(
+            _by_place,
+            lambda a, b: mean_and_spread(a[seed] - b[seed] for seed in a if seed in b),  # the spread alone
+            _not_paired,
+            _divided_by_n,
+            lambda a, b: (-paired(a, b)[0], paired(a, b)[1]),  # second minus first
+        ),
     ),
     "7.2": Exercise(
         goal="the mean test accuracy of the method that is best on validation images, at the given budget.",
         verify=_verify_honest,
         solution=honest,
-        mutants=(_best_on_test, _best_run, _any_budget, _all_runs_of_a_method, _reports_validation, _best_seed),
+        mutants=(
+            lambda runs, budget: honest([run | {"validation": run["test"]} for run in runs], budget),  # best on test
+            _best_run,
+            lambda runs, budget: honest([run | {"budget": budget} for run in runs], budget),  # any budget
+            lambda runs, budget: honest(_of_its_methods(runs, budget), budget),  # all runs of a method
+            lambda runs, budget: honest(
+                [run | {"test": run["validation"]} for run in runs], budget
+            ),  # reports validation
+            _best_seed,
+        ),
     ),
     "7.3": Exercise(
         goal="the two ends between which `level` of the bootstrap means lie.",
         verify=_verify_bootstrap,
         solution=bootstrap,
-        mutants=(_of_the_values, _one_sided, _normal, _mean_of_each_column, _ends_of_all),
+        mutants=(
+            lambda values, drawn, level: _ends(values[drawn[:1000]].flatten(), level),  # of the values
+            lambda values, drawn, level: _ends(values[drawn].mean(dim=1), 2 * level - 1),  # one-sided
+            _normal,
+            lambda values, drawn, level: _ends(values[drawn].mean(dim=0), level),  # the mean of each column
+            lambda values, drawn, level: values[drawn].mean(dim=1).aminmax(),  # the ends of all
+        ),
     ),
     "7.4": Exercise(
         goal="the mean over images of the gap between accuracy and confidence in their bin.",
         verify=_verify_ece,
         solution=ece,
-        mutants=(_every_bin_the_same, _one_bin, _signs_cancel, _largest_gap, _image_by_image),
+        mutants=(
+            lambda p, right, bins: sum(_gaps(p, right, bins)) / len(_gaps(p, right, bins)),  # every bin the same
+            lambda p, right, bins: (right.float().mean() - p.mean()).abs(),  # one bin
+            lambda p, right, bins: right.float().mean() - p.mean(),  # signs cancel
+            lambda p, right, bins: max(_gaps(p, right, bins)),  # the largest gap
+            lambda p, right, bins: (right.float() - p).abs().mean(),  # image by image
+        ),
     ),
 }
