@@ -60,6 +60,11 @@ def _sum_to_length(weights: Tensor, like: Tensor | Sequence[int]) -> Tensor:
     return (weights * len(weights) / weights.sum()).float().to(torch.as_tensor(like).device)
 
 
+COSINES = (
+    "-1 to 1. LDAM needs a cosine head: "
+    "heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)"
+)
+
 # ---- focal loss, and label-distribution-aware margins (LDAM, Cao et al. 2019) ----------------------------------------
 
 
@@ -164,11 +169,7 @@ class LDAMLoss(nn.Module):
 
     def _check(self, cosines: Tensor, labels: Tensor) -> None:
         _check_batch("cosines", cosines, labels, len(self.margins))
-        _check_cosines(
-            cosines,
-            "-1 to 1. LDAM needs a cosine head: "
-            "heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)",
-        )
+        _check_cosines(cosines, COSINES)
 
 
 class LDAMHingeLoss(LDAMLoss):
@@ -192,8 +193,8 @@ def _checked_weight(weight: Tensor | None, num_classes: int | None = None) -> Te
         return None
     weight = torch.as_tensor(weight, dtype=torch.float32)
     fits = weight.ndim == 1 and len(weight) == (num_classes or len(weight)) and bool((weight >= 0).all())
-    each = f"of {num_classes} classes" if num_classes else "class"
-    require(fits, "weight", weight.tolist, f"one number of at least 0 for each {each}")
+    each = f"one number of at least 0 for each {f'of {num_classes} classes' if num_classes else 'class'}"
+    require(fits, "weight", weight.tolist, each)
     return weight
 
 
@@ -305,8 +306,7 @@ def inter_class_separation_loss(
 def _old_columns(name: str, values: Tensor, old_values: Tensor) -> Tensor:
     fits = values.ndim == old_values.ndim == 2 and len(values) == len(old_values)
     seen = f"shape {tuple(values.shape)} beside old {name} of {tuple(old_values.shape)}"
-    enough = fits and values.shape[1] >= old_values.shape[1]
-    require(enough, name, seen, "as many rows, at least as many columns")
+    require(fits and values.shape[1] >= old_values.shape[1], name, seen, "as many rows, at least as many columns")
     return values[:, : old_values.shape[1]]
 
 
