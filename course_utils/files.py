@@ -12,13 +12,15 @@ import itertools
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from .runtime import require
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -34,14 +36,9 @@ def roots_for(root: str | Path | None) -> list[Path]:
     return [Path(r) for r in named if r] + [DATA_FOLDER]
 
 
-def _check_split(split: str, allowed: Sequence[str], name: str | Path) -> None:
-    if split not in allowed:
-        raise ValueError(f"split: got {split!r} for {str(name)!r}; allowed: {', '.join(allowed)}")
-
-
 def read_letters(name: str, split: str, roots: list[Path], download: bool) -> Raw:
     splits = ("train", "validation", "test")
-    _check_split(split, splits, name)
+    require(split in splits, "split", f"{split!r} for {name!r}", ", ".join(splits))
     folder = next((r for r in roots if (r / "letters.npz").is_file()), None)
     if folder is None:
         raise FileNotFoundError(f"letters.npz is not in {', '.join(map(str, roots))}; it ships with the course")
@@ -71,7 +68,7 @@ def _checked_letters(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_fashion_mnist(name: str, split: str, roots: list[Path], download: bool) -> Raw:
-    _check_split(split, ("train", "test"), name)
+    require(split in ("train", "test"), "split", f"{split!r} for {name!r}", "train, test")
     prefix = "train" if split == "train" else "t10k"
     folders = [f for r in roots for f in (r / "FashionMNIST" / "raw", r)] + [DEBIAN_FASHION_MNIST]
     for _attempt in range(2):
@@ -102,7 +99,7 @@ def _read_idx(path: Path, offset: int) -> np.ndarray:
 def read_cifar(name: str, split: str, roots: list[Path], download: bool) -> Raw:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    _check_split(split, ("train", "test"), name)
+    require(split in ("train", "test"), "split", f"{split!r} for {name!r}", "train, test")
     kind = CIFAR10 if name == "cifar10" else CIFAR100
     for root in roots:
         if (root / kind.base_folder).is_dir():
@@ -137,40 +134,41 @@ def _download(kind: type, name: str, roots: list[Path], download: bool, by_hand:
 
 def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = False) -> Raw:
     """One split; the size and the number of channels are decided over all splits, so that they fit together."""
-    if size is not None and size < 1:
-        raise ValueError(f"size: got {size}; allowed: at least 1")
+    require(size is None or size >= 1, "size", size, "at least 1")
     splits = [f.name for f in _visible(folder) if f.is_dir()] if (folder / "train").is_dir() else ["all"]
-    _check_split(split, splits, folder)
+    require(split in splits, "split", f"{split!r} for {str(folder)!r}", ", ".join(splits))
     by_split = {name: _files_of(folder, name) for name in splits}
-    odd = sorted(by_split[splits[0] if "train" not in splits else "train"].keys() ^ by_split[split].keys())
-    if odd:
+    reference = "train" if "train" in splits else splits[0]
+    if odd := sorted(by_split[reference].keys() ^ by_split[split].keys()):
         raise ValueError(f"{folder}: {', '.join(odd)} in only one of train and {split}; allowed: the same classes")
     broken: list[str] = []
-    shapes = {}
-    for path in itertools.chain.from_iterable(files for c in by_split.values() for files in c.values()):
+
+    def attempt(read: Callable, path: Path, *options):
+        """read(path), or None for a broken picture that is to be skipped."""
         try:
-            with Image.open(path) as picture:
-                shapes[path] = picture.size
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            _note_broken(path, error, broken, skip_broken)
+            return read(path, *options)
+        except (OSError, SyntaxError) as error:
+            if not skip_broken:
+                problem = f"{path} is not a readable image: {error} (skip_broken leaves such files out)"
+                raise ValueError(problem) from error
+            broken.append("/".join(path.parts[-2:]))
+
+    paths = [path for classes in by_split.values() for files in classes.values() for path in files]
+    shapes = {path: shape for path in paths if (shape := attempt(_size_of, path))}
     if size is None and len(set(shapes.values())) > 1:
         sides = sorted(min(shape) for shape in shapes.values())
         size = min(max(sides[len(sides) // 2], 16), 64)
 
     pictures, labels = [], []
     for label, files in enumerate(by_split[split].values()):
-        before = len(pictures)
-        for path in files:
-            if path in shapes:
-                try:
-                    pictures.append(_read_picture(path, size))
-                except (OSError, SyntaxError) as error:
-                    _note_broken(path, error, broken, skip_broken)
-        if len(pictures) == before:
+        read = [attempt(_read_picture, path, size) for path in files if path in shapes]
+        read = [pixels for pixels in read if pixels is not None]
+        if not read:
             raise ValueError(f"class {files[0].parent.name!r} of {split} has no readable image")
-        labels += [label] * (len(pictures) - before)
-    others = (path for name in splits if name != split for files in by_split[name].values() for path in files)
-    if not any(_is_coloured(p) for p in pictures) and not any(_file_is_coloured(p) for p in others if p in shapes):
+        pictures += read
+        labels += [label] * len(read)
+    mine = {path for files in by_split[split].values() for path in files}
+    if not any(map(_is_coloured, pictures)) and not any(_file_is_coloured(p) for p in shapes if p not in mine):
         pictures = [p[..., :1] for p in pictures]
     if broken:
         warnings.warn(f"skipped {len(broken)} files that are no readable images: {', '.join(broken)}", stacklevel=3)
@@ -191,15 +189,14 @@ def _files_of(folder: Path, split: str) -> dict[str, list[Path]]:
     return found
 
 
-def _note_broken(path: Path, error: Exception, broken: list[str], skip_broken: bool) -> None:
-    if not skip_broken:
-        raise ValueError(f"{path} is not a readable image: {error} (skip_broken leaves such files out)") from error
-    broken.append("/".join(path.parts[-2:]))
-
-
 def _visible(folder: Path) -> list[Path]:
     """What is in a folder, sorted, without the hidden files of Jupyter and macOS."""
     return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
 
 
 def _read_picture(path: Path, size: int | None) -> np.ndarray:

@@ -103,12 +103,8 @@ def threshold_picture(
     said: int64 (N,) the most probable class of each of the images. across: how many glyphs stand in a row.
     """
     known = labels != OPEN
-    rows = {
-        "letters, accepted": (known, True),
-        "letters, rejected": (known, False),
-        "digits, accepted": (~known, True),
-        "digits, rejected": (~known, False),
-    }
+    kinds = ("letters", known), ("digits", ~known)
+    rows = {f"{k}, {verb}": (which, verb == "accepted") for k, which in kinds for verb in ("accepted", "rejected")}
     scores = (*GROUPS, "digits\nrejected", "F", "older F")
     style = {
         "color": [*(figures.GROUP_COLORS[g] for g in GROUPS), ORANGE, GREY, "lightgrey"],
