@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
+from .runtime import require
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,16 @@ class LabeledImages:
     class_names: tuple[str, ...]
 
     def __post_init__(self):
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise ValueError(
-                f"images: got {self.images.dtype} of shape {tuple(self.images.shape)}; "
-                "allowed: uint8 of shape (N, channels, H, W)"
-            )
-        if self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels: got shape {tuple(self.labels.shape)}; allowed: ({len(self.images)},)")
-        if self.labels.device != self.images.device:
-            raise ValueError(f"labels: on {self.labels.device}, images on {self.images.device}; allowed: one device")
-        if self.labels.dtype != torch.int64:
-            raise ValueError(f"labels: got {self.labels.dtype}; allowed: int64")
-        if len(set(self.class_names)) < self.num_classes:
-            raise ValueError(f"class_names: got {', '.join(self.class_names)}; allowed: every name once")
+        images, labels = self.images, self.labels
+        pixels = images.ndim == 4 and images.dtype == torch.uint8
+        seen = f"{images.dtype} of shape {tuple(images.shape)}"
+        require(pixels, "images", seen, "uint8 of shape (N, channels, H, W)")
+        require(labels.shape == images.shape[:1], "labels", f"shape {tuple(labels.shape)}", f"({len(images)},)")
+        where = f"{labels.device} beside images on {images.device}"
+        require(labels.device == images.device, "labels", where, "one device")
+        require(labels.dtype == torch.int64, "labels", labels.dtype, "int64")
+        once = len(set(self.class_names)) == self.num_classes
+        require(once, "class_names", ", ".join(self.class_names), "every name once")
         class_counts(self.labels, self.num_classes)
 
     def __repr__(self) -> str:
@@ -72,12 +70,11 @@ class LabeledImages:
     def only(self, class_names: Sequence[str]) -> LabeledImages:
         """The images of some classes, relabelled 0, 1, ... in the order of `class_names`."""
         unknown = [name for name in class_names if name not in self.class_names]
-        if unknown or not len(class_names):
-            raise ValueError(f"class_names: got {unknown or 'none'}; allowed: some of {', '.join(self.class_names)}")
+        some = len(class_names) and not unknown
+        require(some, "class_names", unknown or "none", f"some of {', '.join(self.class_names)}")
         new_label = torch.full((self.num_classes,), -1, device=self.labels.device)
-        new_label[[self.class_names.index(name) for name in class_names]] = torch.arange(
-            len(class_names), device=self.labels.device
-        )
+        chosen = [self.class_names.index(name) for name in class_names]
+        new_label[chosen] = torch.arange(len(chosen), device=self.labels.device)
         labels = new_label[self.labels]
         return LabeledImages(self.images[labels >= 0], labels[labels >= 0], tuple(class_names))
 
@@ -93,10 +90,10 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
         ValueError: labels outside 0 .. num_classes - 1, or not whole numbers.
     """
     labels = torch.as_tensor(labels)
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise ValueError(f"labels: got {labels.dtype} of shape {tuple(labels.shape)}; allowed: integers of shape (N,)")
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
-        raise ValueError(f"labels: got {labels.min()} to {labels.max()}; allowed: 0 to {num_classes - 1}")
+    whole = labels.ndim == 1 and not labels.is_floating_point()
+    require(whole, "labels", f"{labels.dtype} of shape {tuple(labels.shape)}", "integers of shape (N,)")
+    inside = not len(labels) or bool(0 <= labels.min() and labels.max() < num_classes)
+    require(inside, "labels", lambda: f"{labels.min()} to {labels.max()}", f"0 to {num_classes - 1}")
     return torch.bincount(labels, minlength=num_classes)
 
 
@@ -112,15 +109,14 @@ def long_tailed(dataset: LabeledImages, counts: Sequence[int], *, seed: int) -> 
         ValueError: not one count per class, a count below 1, or more than the class has.
     """
     counts = [int(c) for c in counts]
-    if len(counts) != dataset.num_classes:
-        raise ValueError(f"counts: got {len(counts)} of them; allowed: one for each of {dataset.num_classes} classes")
+    classes = dataset.num_classes
+    require(len(counts) == classes, "counts", f"{len(counts)} of them", f"one for each of {classes} classes")
     generator = torch.Generator().manual_seed(seed)
     labels = dataset.labels.cpu()
     kept = []
     for j, (count, name) in enumerate(zip(counts, dataset.class_names, strict=True)):
         mine = (labels == j).nonzero()[:, 0]
-        if not 1 <= count <= len(mine):
-            raise ValueError(f"counts: {count} images asked for class {name!r}; allowed: 1 to {len(mine)}")
+        require(1 <= count <= len(mine), "counts", f"{count} images for class {name!r}", f"1 to {len(mine)}")
         kept.append(mine[torch.randperm(len(mine), generator=generator)[:count]])
     return dataset.subset(torch.cat(kept))
 
@@ -130,8 +126,7 @@ def hold_out(dataset: LabeledImages, share: float, *, seed: int) -> tuple[Labele
 
     At least one image of each class stays in the rest; a rare class may have none held out.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share: got {share}; allowed: above 0 and below 1")
+    require(0 < share < 1, "share", share, "above 0 and below 1")
     generator = torch.Generator().manual_seed(seed)
     labels = dataset.labels.cpu()
     held = torch.zeros(len(labels), dtype=torch.bool)
@@ -149,8 +144,8 @@ def set_aside(dataset: LabeledImages, per_class: int, *, seed: int) -> tuple[Lab
         ValueError: per_class below 1, or a class that would have nothing left.
     """
     fewest = int(dataset.counts.min())
-    if not 1 <= per_class < fewest:
-        raise ValueError(f"per_class: got {per_class}; allowed: 1 to {fewest - 1}, as the smallest class has {fewest}")
+    allowed = f"1 to {fewest - 1}, as the smallest class has {fewest}"
+    require(1 <= per_class < fewest, "per_class", per_class, allowed)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
     order = order[dataset.labels.cpu()[order].argsort(stable=True)]  # class by class, shuffled within
     counts = dataset.counts.cpu()
@@ -199,8 +194,7 @@ def load_images(
     }
     if str(name) in readers:
         for option, value in (("size", size), ("skip_broken", skip_broken)):
-            if value:
-                raise ValueError(f"{option}: got {value} with {name!r}; allowed only with a folder of images")
+            require(not value, option, f"{value} with {name!r}", "only with a folder of images")
         return LabeledImages(*readers[str(name)](str(name), split, roots_for(root), download))
     if Path(name).is_dir():
         return LabeledImages(*read_folder(Path(name), split, size, skip_broken))
@@ -211,13 +205,9 @@ def load_images(
 
 
 # Share of each letter in English text, in percent, A to Z (R. Lewand, Cryptological Mathematics, 2000, page 36).
-ENGLISH_PERCENT = tuple(
-    map(
-        float,
-        "8.167 1.492 2.782 4.253 12.702 2.228 2.015 6.094 6.966 0.153 0.772 4.025 2.406 "
-        "6.749 7.507 1.929 0.095 5.987 6.327 9.056 2.758 0.978 2.360 0.150 1.974 0.074".split(),
-    )
-)
+_A_TO_Z = "8.167 1.492 2.782 4.253 12.702 2.228 2.015 6.094 6.966 0.153 0.772 4.025 2.406 "
+_A_TO_Z += "6.749 7.507 1.929 0.095 5.987 6.327 9.056 2.758 0.978 2.360 0.150 1.974 0.074"
+ENGLISH_PERCENT = tuple(map(float, _A_TO_Z.split()))
 
 
 def english_letter_counts(max_count: int) -> list[int]:
@@ -227,6 +217,7 @@ def english_letter_counts(max_count: int) -> list[int]:
     """
     _check_profile(26, max_count, 1)
     top = max(ENGLISH_PERCENT)
+    # n_j = max(1, round(max_count * share_j / share_E))
     return [max(1, round(max_count * percent / top)) for percent in ENGLISH_PERCENT]
 
 
@@ -237,7 +228,7 @@ def exponential_counts(num_classes: int, max_count: int, ratio: float) -> list[i
     al. 2019 (class-balanced loss), whose `imb_factor` is 1 / ratio; truncation is theirs.
     """
     _check_profile(num_classes, max_count, ratio)
-    # max(1, ...): 49 * (1 / 49) is just below 1 in floating point
+    # n_j = n_max ratio^(-j / (C - 1))   (Cao et al. 2019); max(1, ...): 49 * (1 / 49) is just below 1 here
     return [max(1, int(max_count * (1 / ratio) ** (j / max(1, num_classes - 1)))) for j in range(num_classes)]
 
 
@@ -249,19 +240,13 @@ def step_counts(num_classes: int, max_count: int, ratio: float, minority: float 
     here it stays with the majority.
     """
     _check_profile(num_classes, max_count, ratio)
-    if not 0 <= minority <= 1:
-        raise ValueError(f"minority: got {minority}; allowed: 0 to 1")
+    require(0 <= minority <= 1, "minority", minority, "0 to 1")
     rare = int(num_classes * minority + 1e-9)  # 100 * 0.29 is 28.999999999999996
     return [int(max_count)] * (num_classes - rare) + [max(1, int(max_count * (1 / ratio)))] * rare
 
 
 def _check_profile(num_classes: int, max_count: int, ratio: float) -> None:
-    if num_classes < 1:
-        raise ValueError(f"num_classes: got {num_classes}; allowed: at least 1")
-    if not ratio >= 1:
-        raise ValueError(f"ratio: got {ratio}; allowed: at least 1 (it is n_max / n_min)")
-    if not max_count >= ratio:
-        raise ValueError(
-            f"max_count: got {max_count} with ratio {ratio}, so the rarest class would be empty; "
-            f"allowed: at least {ratio}"
-        )
+    require(num_classes >= 1, "num_classes", num_classes, "at least 1")
+    require(ratio >= 1, "ratio", ratio, "at least 1 (it is n_max / n_min)")
+    seen = f"{max_count} with ratio {ratio}, so the rarest class would be empty"
+    require(max_count >= ratio, "max_count", seen, f"at least {ratio}")

@@ -167,6 +167,7 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
     require(0 <= strength <= 1, "strength", strength, "0 to 1")
     norms = _positive_norms(weight)
     mean = norms.log().mean().exp()
+    # w_j (g / ||w_j||)^tau   (Kang et al. 2020, section 4)
     return weight * ((mean / norms) ** strength)[:, None]
 
 

@@ -60,11 +60,6 @@ def _sum_to_length(weights: Tensor, like: Tensor | Sequence[int]) -> Tensor:
     return (weights * len(weights) / weights.sum()).float().to(torch.as_tensor(like).device)
 
 
-COSINES = (
-    "-1 to 1. LDAM needs a cosine head: "
-    "heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)"
-)
-
 # ---- focal loss, and label-distribution-aware margins (LDAM, Cao et al. 2019) ----------------------------------------
 
 
@@ -121,6 +116,12 @@ def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, 
     return margins.float().to(torch.as_tensor(class_counts).device)
 
 
+FROM_A_COSINE_HEAD = (
+    "-1 to 1. LDAM needs a cosine head: "
+    "heads.CosineClassifier(D, C, scale=1.0, learn_scale=False), or its .cosines(features)"
+)
+
+
 class LDAMLoss(nn.Module):
     """Cross-entropy of scale * (cosines with m_y taken off the true class): every class gets a margin of its own.
 
@@ -161,15 +162,12 @@ class LDAMLoss(nn.Module):
         self.register_buffer("weight", _checked_weight(weight, len(self.margins)))
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        self._check(cosines, labels)
+        _check_batch("cosines", cosines, labels, len(self.margins))
+        _check_cosines(cosines, FROM_A_COSINE_HEAD)
         # cross-entropy of scale * (cos_y - m_y) for the true class and scale * cos_j for the others
         own = self.margins.to(cosines)[labels, None] * -self.scale
         logits = (self.scale * cosines).scatter_add_(1, labels[:, None], own)
         return F.cross_entropy(logits, labels, weight=None if self.weight is None else self.weight.to(logits))
-
-    def _check(self, cosines: Tensor, labels: Tensor) -> None:
-        _check_batch("cosines", cosines, labels, len(self.margins))
-        _check_cosines(cosines, COSINES)
 
 
 class LDAMHingeLoss(LDAMLoss):
@@ -180,7 +178,8 @@ class LDAMHingeLoss(LDAMLoss):
     """
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        self._check(cosines, labels)
+        _check_batch("cosines", cosines, labels, len(self.margins))
+        _check_cosines(cosines, FROM_A_COSINE_HEAD)
         own = cosines.gather(1, labels[:, None])[:, 0]
         others = cosines.scatter(1, labels[:, None], -math.inf).amax(1)
         # scale * max(0, m_y - cos_y + max_{j != y} cos_j)
@@ -193,29 +192,26 @@ def _checked_weight(weight: Tensor | None, num_classes: int | None = None) -> Te
         return None
     weight = torch.as_tensor(weight, dtype=torch.float32)
     fits = weight.ndim == 1 and len(weight) == (num_classes or len(weight)) and bool((weight >= 0).all())
-    each = f"one number of at least 0 for each {f'of {num_classes} classes' if num_classes else 'class'}"
-    require(fits, "weight", weight.tolist, each)
+    require(fits, "weight", weight.tolist, f"one number of at least 0 for each of {num_classes or 'the'} classes")
     return weight
 
 
-def _check_batch(name: str, values: Tensor, labels: Tensor, num_classes: int | None = None) -> None:
+def _check_batch(name: str, values: Tensor, labels: Tensor, num_classes: int | None = None, least: int = 1) -> None:
     fits = values.ndim == 2 and labels.shape == values.shape[:1] and values.shape[1] == (num_classes or values.shape[1])
     seen = f"shape {tuple(values.shape)} with labels of {tuple(labels.shape)}"
     require(fits, name, seen, f"(B, {num_classes or 'C'}) with (B,)")
-    require(len(labels) > 0, name, "an empty batch", "at least one image")
-    _check_labels(labels, values.shape[1])
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if on_cpu(labels) and len(labels):  # elsewhere reading numbers back would stop a GPU at every batch
-        low, high = labels.aminmax()
-        require(0 <= low and high < num_classes, "labels", f"{low} to {high}", f"0 to {num_classes - 1}")
+    require(len(labels) >= least, name, "an empty batch", "at least one image")
+    _check_range("labels", labels, 0, values.shape[1] - 1, f"0 to {values.shape[1] - 1}", "{} to {}")
 
 
 def _check_cosines(cosines: Tensor, allowed: str) -> None:
-    if on_cpu(cosines) and cosines.numel():
-        low, high = cosines.detach().aminmax()  # bfloat16 rounds a cosine of 1 up to 1.008
-        require(low >= -1.02 and high <= 1.02, "cosines", f"numbers from {low:.3g} to {high:.3g}", allowed)
+    _check_range("cosines", cosines, -1.02, 1.02, allowed, "numbers from {:.3g} to {:.3g}")  # bfloat16 rounds 1 up
+
+
+def _check_range(name: str, values: Tensor, lowest: float, highest: float, allowed: str, seen: str) -> None:
+    if on_cpu(values) and values.numel():  # elsewhere reading numbers back would stop a GPU at every batch
+        low, high = values.detach().aminmax()
+        require(lowest <= low and high <= highest, name, seen.format(low, high), allowed)
 
 
 def _weighted_mean(values: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
@@ -288,12 +284,10 @@ def inter_class_separation_loss(
     Raises:
         ValueError: k above the number of new classes, labels outside 0 .. C - 1, or numbers that are no cosines.
     """
-    fits = cosines.ndim == 2 and labels.shape == cosines.shape[:1]
-    require(fits, "cosines", f"shape {tuple(cosines.shape)} with {len(labels)} labels", "(B, C), (B,)")
+    _check_batch("cosines", cosines, labels, least=0)
     num_new = cosines.shape[1] - num_old
     require(num_old >= 1 and num_new >= 1, "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
     require(1 <= k <= num_new, "k", k, f"1 to {num_new}, the number of new classes")
-    _check_labels(labels, cosines.shape[1])
     _check_cosines(cosines, "-1 to 1, the cosines before the scale")
     old = labels < num_old
     own = cosines.gather(1, labels[:, None])

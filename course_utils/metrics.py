@@ -75,6 +75,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) 
     """
     confidence, right, bin_of = _bins_of(probabilities, labels, bins)
     gaps = torch.zeros(bins, dtype=confidence.dtype, device=labels.device).index_add(0, bin_of, right - confidence)
+    # sum_b n_b / N * |accuracy_b - confidence_b|   (Guo et al. 2017, equation 3)
     return (gaps.abs().sum() / len(labels)).item()
 
 
@@ -94,8 +95,9 @@ def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -
 def _bins_of(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """(largest probability, 1.0 where it is right, its bin), each (N,)."""
     require(bins >= 1, "bins", bins, "at least 1")
-    if probabilities.ndim != 2 or not torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3):
-        raise ValueError("probabilities: allowed: shape (N, C) with rows that sum to 1 (softmax of the logits)")
+    one = probabilities.ndim == 2 and torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3)
+    seen = f"shape {tuple(probabilities.shape)}" + (" with other sums" if probabilities.ndim == 2 else "")
+    require(one, "probabilities", seen, "shape (N, C) with rows that sum to 1 (softmax of the logits)")
     confidence, predictions = probabilities.max(1)
     _check_pair(predictions, labels)
     right = (predictions == labels).to(confidence.dtype)
@@ -118,11 +120,12 @@ def forgetting(per_phase: Tensor) -> float:
     per_phase: (P, P), row p holds the accuracies on the classes of phases 0 .. p after phase p; NaN for later ones.
     """
     per_phase = torch.as_tensor(per_phase)
-    if per_phase.ndim != 2 or per_phase.shape[0] != per_phase.shape[1] or len(per_phase) < 2:
-        raise ValueError(f"per_phase: got shape {tuple(per_phase.shape)}; allowed: (P, P) with P of at least 2")
+    square = per_phase.ndim == 2 and per_phase.shape[0] == per_phase.shape[1] >= 2
+    require(square, "per_phase", f"shape {tuple(per_phase.shape)}", "(P, P) with P of at least 2")
     best = per_phase[:-1, :-1].nan_to_num(-math.inf).amax(0)
     if not (best - per_phase[-1, :-1]).isfinite().all():
         raise ValueError("per_phase: an old task has no accuracy before the last phase, or none after it")
+    # mean over the old tasks j of max_p a_pj - a_Pj   (Chaudhry et al. 2018, equation 3)
     return (best - per_phase[-1, :-1]).mean().item()
 
 
@@ -175,6 +178,7 @@ def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = Fal
     false_negative = (~known & (predictions != -1)).sum().item()
     if not true_positive:
         return 0.0 if len(labels) else math.nan
+    # F = 2 P R / (P + R) with P = TP / (TP + FP), R = TP / (TP + FN)   (Liu et al. 2019, released code)
     precision = true_positive / (true_positive + false_positive)
     recall = true_positive / (true_positive + false_negative)
     return 2 * precision * recall / (precision + recall)
@@ -227,7 +231,7 @@ def _check_pair(predictions: Tensor, labels: Tensor) -> None:
 def _check_range(name: str, values: Tensor, num_classes: int) -> None:
     low, high = values.aminmax() if len(values) else (0, 0)
     inside = not len(values) or bool(low >= 0 and high < num_classes)
-    require(inside, name, f"{low} to {high}", f"0 to {num_classes - 1}")
+    require(inside, name, lambda: f"{low} to {high}", f"0 to {num_classes - 1}")
 
 
 # ---- over seeds ------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def pictures(*shape, dtype=torch.uint8):
         (pictures(2, 1, 4, 4), torch.tensor([-1, 1]), "AB", "labels: got -1 to 1; allowed: 0 to 1"),
         (pictures(2, 1, 4, 4), torch.tensor([0.0, 1.0]), "AB", "labels: got torch.float32"),
         (pictures(2, 1, 4, 4), torch.tensor([0, 1]).int(), "AB", "labels: got torch.int32"),
-        (pictures(2, 1, 4, 4).to("meta"), torch.tensor([0, 1]), "AB", "labels: on cpu"),
+        (pictures(2, 1, 4, 4).to("meta"), torch.tensor([0, 1]), "AB", "labels: got cpu beside images on meta;"),
         (pictures(2, 1, 4, 4), torch.tensor([0, 1]), "AA", "class_names: .*A"),
     ],
 )
@@ -234,8 +234,8 @@ def test_a_long_tail_depends_on_its_seed_alone():
     ("counts", "message"),
     [
         ([9, 3], "counts: got 2 of them; allowed: one for each of 3 classes"),
-        ([9, 0, 1], "counts: 0 images asked for class 'B'; allowed: 1 to 4"),
-        ([9, 5, 1], "counts: 5 images asked for class 'B'; allowed: 1 to 4"),
+        ([9, 0, 1], "counts: got 0 images for class 'B'; allowed: 1 to 4"),
+        ([9, 5, 1], "counts: got 5 images for class 'B'; allowed: 1 to 4"),
     ],
 )
 def test_counts_that_a_dataset_cannot_give_are_refused(counts, message):
@@ -363,7 +363,7 @@ def test_unknown_names_and_splits_are_refused(arguments, message):
 
 
 def test_a_size_is_for_folders_only():
-    with pytest.raises(ValueError, match="size: got 14 with 'letters'; allowed only with a folder"):
+    with pytest.raises(ValueError, match="size: got 14 with 'letters'; allowed: only with a folder"):
         load_images("letters", "test", size=14)
 
 
@@ -558,7 +558,7 @@ def test_a_class_of_broken_images_alone_is_refused(folder):
 
 
 def test_skipping_is_for_folders_only():
-    with pytest.raises(ValueError, match="skip_broken: got True with 'letters'; allowed only with a folder"):
+    with pytest.raises(ValueError, match="skip_broken: got True with 'letters'; allowed: only with a folder"):
         load_images("letters", "train", skip_broken=True)
 
 
