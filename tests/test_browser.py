@@ -103,7 +103,8 @@ def lab(tmp_path_factory):
         "IPYTHONDIR": "ipython",
     }
     variables = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", **{key: str(home / name) for key, name in own.items()}}
-    for name in ("COURSE_QUIET", "COURSE_SWEEP_WIDGETS", "PYTEST_CURRENT_TEST"):  # the last makes kernels hide what worker processes print
+    # The last makes kernels hide what worker processes print.
+    for name in ("COURSE_QUIET", "COURSE_SWEEP_WIDGETS", "PYTEST_CURRENT_TEST"):
         variables.pop(name, None)
     command = [
         sys.executable,
