@@ -337,4 +337,14 @@ def score(
         row["calibration_error"] = calibration_error(probabilities, images.labels)
         row["reliability"] = reliability_bins(probabilities, images.labels)
     row["validation"] = balanced_accuracy(chosen_by.argmax(1), chosen_on.labels, classes)
-    return plain(row | {"chosen": trained.chosen, "cost": trained.cost})
+    return _plain(row | {"chosen": trained.chosen, "cost": trained.cost})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, 6) if value == value else None
+    return value
