@@ -18,8 +18,7 @@ from ..classroom import figures
 from ..methods import METHODS
 from ..metrics import GROUPS, bootstrap_interval, mean_and_spread, paired_differences
 from ..runtime import write_atomically
-from .runs import read_study, read_table
-from .tables import TABLES
+from .runs import read_study
 
 BASELINE = "cross-entropy"
 FEW_TO_CHOOSE = 10  # validation images of a class; with fewer, one image is more than 10 points of its accuracy
@@ -101,8 +100,9 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
     fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
     if fewest < FEW_TO_CHOOSE:
         lines += [f"- A class has {fewest} images for choices: what is best on validation images is partly luck here."]
+    if missing:
+        lines += ["", f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."]
     lines += [
-        *_incomplete(missing),
         "",
         "## Accuracy",
         "",
@@ -152,16 +152,6 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         "",
     ]
     return "\n".join(lines)
-
-
-def _incomplete(missing: Sequence[str]) -> list[str]:
-    return ["", f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."] if missing else []
-
-
-def table_report(table: Mapping[str, Any], missing: Sequence[str]) -> str:
-    """The report of a table as Markdown."""
-    title = [f"# Experiment: {table['study']}", "", f"{table['what']}.", *_incomplete(missing), ""]
-    return "\n".join([*title, "```text", TABLES[table["study"]].text(table), "```", ""])
 
 
 def _accuracies(seeds: Mapping[int, Mapping]) -> str:
@@ -258,8 +248,6 @@ def difference_figure(rows: Rows, baseline: str, title: str = "") -> Figure:
 def write_report(folder: str | Path) -> Path:
     """Write report.md, accuracy.png, differences.png and times.md beside the cells of `folder`; the report's path.
 
-    A table has report.md alone.
-
     Raises:
         ValueError: no cells yet, or cells that cannot be compared.
     """
@@ -267,16 +255,13 @@ def write_report(folder: str | Path) -> Path:
     asked, cells, missing = read_study(folder)
     if not cells:
         raise ValueError(f"{folder} has no finished training yet; missing: {len(missing)}")
-    if "methods" in asked:
-        rows = rows_of(cells)
-        notes = sorted({cell["data"]["note"] for cell in cells})
-        title = "\n".join(note if note == asked["study"] else f"{asked['study']}: {note}" for note in notes)
-        baseline = BASELINE if BASELINE in rows else next(iter(rows))
-        _save(accuracy_figure(rows, title), folder / "accuracy.png")
-        _save(difference_figure(rows, baseline, title), folder / "differences.png")
-        texts = {"report.md": report_text(asked, cells, missing), "times.md": times_text(asked, cells)}
-    else:
-        texts = {"report.md": table_report(read_table(folder), missing)}
+    rows = rows_of(cells)
+    notes = sorted({cell["data"]["note"] for cell in cells})
+    title = "\n".join(note if note == asked["study"] else f"{asked['study']}: {note}" for note in notes)
+    baseline = BASELINE if BASELINE in rows else next(iter(rows))
+    _save(accuracy_figure(rows, title), folder / "accuracy.png")
+    _save(difference_figure(rows, baseline, title), folder / "differences.png")
+    texts = {"report.md": report_text(asked, cells, missing), "times.md": times_text(asked, cells)}
     for name, text in texts.items():
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
     return folder / "report.md"
