@@ -28,8 +28,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from course_utils.data import LabeledImages
-from course_utils.experiments.grid import jobs_or_default, run_grid
+from course_utils.experiments.grid import run_grid
 from course_utils.experiments.studies import shift_and_flip
+from course_utils.experiments.workers import jobs_or_default
 from course_utils.networks import ResNet32
 from course_utils.runtime import choose_device
 from course_utils.training import fit

@@ -13,6 +13,7 @@ from course_utils.data import LabeledImages, set_aside
 from course_utils.experiments import studies
 from course_utils.experiments.command import main, methods, seeds
 from course_utils.experiments.studies import AUGMENTATIONS, NETWORKS, STUDIES, load_splits, run_cell
+from course_utils.experiments.tables import TABLES
 from course_utils.methods import METHODS
 
 FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
@@ -218,7 +219,7 @@ def test_a_jpeg_copy_of_cifar_says_so_wherever_it_is_reported(tmp_path):
 def test_list_names_experiments_and_methods(capsys):
     assert main(["experiments", "list"]) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in [*STUDIES, *METHODS])
+    assert all(f"  {name} " in text for name in [*STUDIES, *TABLES, *METHODS])
 
 
 @pytest.mark.parametrize("command", [[], ["experiments"], ["experiments", "run"]])
@@ -239,6 +240,13 @@ def test_help_is_there(command, capsys):
         (["run", "letters", "--epochs", "0", "--jobs", "1"], "epochs: got 0; allowed: at least 1"),
         (["run", "folder"], "the study of a folder needs one: experiments run FOLDER"),
         (["run", ".", "--data", "."], "--data: allowed only with a named experiment"),
+        (["run", "letters", "--skip-broken"], "--skip-broken: allowed only with a folder of images"),
+        (["run", "letters", "--lr", "nan"], "lr: got nan; allowed: a finite number"),
+        (
+            ["run", "ldam-table", "--seeds", "2"],
+            "seeds: got (0, 1); allowed: nothing: this experiment is always the same",
+        ),
+        (["run", "lucir-orders", "--data", "."], "data: got '.'; allowed: nothing: this experiment is always the same"),
         (["run", "letters", "--data", "no-such-folder"], "data: got 'no-such-folder'; allowed: a folder of images"),
         (["run", ".", "--ratio", "10"], "ratio: got 10.0; allowed: nothing: the images are taken as they are"),
         (["run", ".", "--max-count", "9"], "max_count: got 9; allowed: nothing: the images are taken as they are"),

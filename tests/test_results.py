@@ -1,71 +1,19 @@
 """Committed results: complete, and made by the code that stands beside them."""
 
-import importlib.util
-import inspect
-import json
 import re
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 from course_utils.experiments.reports import HOW_TO_READ, report_text
-from course_utils.experiments.runs import read_study
+from course_utils.experiments.runs import RESULTS, read_study
 from course_utils.experiments.studies import STUDIES, run_cell
-from course_utils.incremental import run_incremental
+from course_utils.experiments.tables import TABLES
 from course_utils.metrics import bootstrap_interval, mean_and_spread
-
-RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
-
-
-@pytest.fixture(scope="module")
-def orders():
-    spec = importlib.util.spec_from_file_location("lucir_orders", RESULTS / "lucir_orders.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def stored():
-    return json.loads((RESULTS / "lucir_orders.json").read_text(encoding="utf-8"))
-
-
-def test_every_method_order_and_seed_is_there_once(orders):
-    cells = Counter((row["order"], row["arm"], row["seed"]) for row in stored()["rows"])
-    assert cells == Counter((order, arm, seed) for order in (1, 2) for arm in orders.NAMES for seed in range(3))
-
-
-def test_the_learning_rate_of_the_lesson_is_the_best_on_validation_typefaces():
-    by_rate = {}
-    for row in stored()["choices"]:
-        by_rate.setdefault(row["lr"], []).append(row["validation"])
-    assert all(len(values) == 3 for values in by_rate.values()) and len(by_rate) == 3
-    best = max(by_rate, key=lambda lr: sum(by_rate[lr]))
-    assert best == inspect.signature(run_incremental).parameters["lr"].default
-
-
-def test_the_orders_are_those_of_the_script_and_hold_every_letter_once(orders):
-    for order, phases in stored()["orders"].items():
-        assert phases == orders.phases_of(int(order))
-        assert sorted("".join(phases)) == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
-
-def test_a_cell_that_is_run_again_gives_the_stored_numbers(orders):
-    """On another CPU rounding differs, and with it training; hence as far as the seeds are apart, and no further."""
-    rows = [row for row in stored()["rows"] if (row["order"], row["arm"]) == (1, "LUCIR")]
-    [row] = [row for row in rows if row["seed"] == 0]
-    again = orders.cell(1, "LUCIR", 0)
-    assert again.keys() == row.keys() - {"order", "arm", "seed"}
-    spread = max(mean_and_spread(r["average"] for r in rows)[1], 0.003)
-    assert again["average"] == pytest.approx(row["average"], abs=4 * spread)
-    others = [r["drift"] for r in stored()["rows"] if (r["order"], r["arm"]) == (1, "cosine")]
-    assert 0 < again["drift"] < min(others) / 3, "what the constraint is for; its size follows rounding, seed by seed"
-
 
 # ---- `python -m course_utils experiments run NAME --out data/results/NAME`, then `report --out` ----------------------
 
-STUDIED = sorted(path.parent.name for path in RESULTS.glob("*/study.json"))
+STUDIED = sorted({path.parent.name for path in RESULTS.glob("*/study.json")} - TABLES.keys())
 
 
 def test_letters_and_a_second_data_set_are_there():

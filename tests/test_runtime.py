@@ -214,7 +214,6 @@ MAY_PRINT = {
     "classroom.exercises.__main__",
     "classroom.notebooks",
     "classroom.widgets.explore",
-    "experiments.tables.main",
     "experiments.command",
 }
 SOURCES = {

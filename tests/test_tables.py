@@ -1,24 +1,37 @@
-"""tables.py: the committed table says how it was made, and a part of it comes out the same today."""
+"""tables.py: the committed tables say how they were made, and a part of each comes out the same today."""
 
+import inspect
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from course_utils.experiments import tables
+from course_utils.experiments.command import main
+from course_utils.experiments.reports import table_report
+from course_utils.experiments.runs import RESULTS, read_study, read_table, run_study
 from course_utils.experiments.tables import (
     CHOICES,
     CHOSEN,
+    EPOCHS,
     LDAM_METHODS,
+    ORDER_METHODS,
     PROFILES,
-    RESULTS,
-    _plain,
+    SCHEDULE,
+    TABLES,
     ldam_cell,
     ldam_text,
-    main,
-    read_ldam_table,
+    order_cell,
+    order_text,
+    phases_of,
 )
+from course_utils.incremental import run_incremental
+from course_utils.metrics import mean_and_spread
 
-TABLE = read_ldam_table()
+TABLE = read_table(RESULTS / "ldam-table")
+ORDERS = read_table(RESULTS / "lucir-orders")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,12 +41,12 @@ def test_every_cell_is_there_once_with_the_settings_of_today():
     cells = [(row["method"], row["profile"], row["seed"]) for row in TABLE["rows"]]
     wanted = [(m, p, s) for m in LDAM_METHODS for p in PROFILES for s in range(3)]
     assert cells == wanted
-    assert TABLE["profiles"] == PROFILES and TABLE["chosen_on_validation"] == CHOSEN
-    assert {"made_by", "what", "torch", "python", "machine", "schedule", "seeds"} <= set(TABLE)
+    assert TABLE["settings"] == {"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES}
+    assert TABLE["torch"] and inspect.signature(ldam_cell).parameters["epochs"].default == EPOCHS
 
 
 def test_settings_were_chosen_on_validation_typefaces():
-    for name, values in CHOICES.items():
+    for name, (_, values) in CHOICES.items():
         tried = {row["value"]: row["validation"] for row in TABLE["choices"] if row["name"] == name}
         assert sorted(tried) == sorted(values) and tried[CHOSEN[name]] == max(tried.values())
 
@@ -73,13 +86,109 @@ def test_unknown_names_are_refused(method, profile, message):
 
 def test_the_text_has_every_method_in_both_profiles():
     text = ldam_text(TABLE)
-    assert TABLE["made_by"] in text and "nan" not in text
+    assert "run ldam-table" in text and "nan" not in text
     assert all(sum(line.startswith(method + " ") for line in text.splitlines()) >= 2 for method in LDAM_METHODS)
 
 
-def test_the_command_writes_strict_json(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("course_utils.experiments.tables.RESULTS", tmp_path)
-    monkeypatch.setattr("course_utils.experiments.tables.TABLES", {"ldam": (lambda: {"x": _plain(math.nan)}, "t.json")})
-    assert main(["ldam"]) == 0
-    assert json.loads((tmp_path / "t.json").read_text()) == {"x": None} and "t.json" in capsys.readouterr().out
-    assert (RESULTS / "ldam_table.json").is_file()
+# ---- classes that arrive in another order ----------------------------------------------------------------------------
+
+
+def test_every_method_order_and_seed_is_there_once():
+    cells = Counter((row["order"], row["arm"], row["seed"]) for row in ORDERS["rows"])
+    assert cells == Counter((order, arm, seed) for order in (1, 2) for arm in ORDER_METHODS for seed in range(3))
+    assert all(order_text(ORDERS).count(f"    {arm:22s} ") == 2 for arm in ORDER_METHODS)
+
+
+def test_the_learning_rate_of_the_lesson_is_the_best_on_validation_typefaces():
+    by_rate = {}
+    for row in ORDERS["choices"]:
+        by_rate.setdefault(row["lr"], []).append(row["validation"])
+    assert all(len(values) == 3 for values in by_rate.values()) and len(by_rate) == 3
+    best = max(by_rate, key=lambda lr: sum(by_rate[lr]))
+    assert best == inspect.signature(run_incremental).parameters["lr"].default
+
+
+def test_the_orders_are_those_of_today_and_hold_every_letter_once():
+    assert phases_of(0) == ["ABCDEFGHIJKLMN", "OPQ", "RST", "UVW", "XYZ"]
+    assert list(ORDERS["settings"]["orders"]) == ["1", "2"]
+    for order, phases in ORDERS["settings"]["orders"].items():
+        assert phases == phases_of(int(order))
+        assert sorted("".join(phases)) == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def test_a_cell_that_is_run_again_gives_the_stored_numbers():
+    """On another CPU rounding differs, and with it training; hence as far as the seeds are apart, and no further."""
+    rows = [row for row in ORDERS["rows"] if (row["order"], row["arm"]) == (1, "LUCIR")]
+    [row] = [row for row in rows if row["seed"] == 0]
+    again = order_cell(1, "LUCIR", 0)
+    assert again.keys() == row.keys() - {"order", "arm", "seed", "orders"}
+    spread = max(mean_and_spread(r["average"] for r in rows)[1], 0.003)
+    assert again["average"] == pytest.approx(row["average"], abs=4 * spread)
+    others = [r["drift"] for r in ORDERS["rows"] if (r["order"], r["arm"]) == (1, "cosine")]
+    assert 0 < again["drift"] < min(others) / 3, "what the constraint is for; its size follows rounding, seed by seed"
+
+
+# ---- `python -m course_utils experiments run NAME` -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_complete_and_its_report_is_that_of_its_cells(name):
+    asked, cells, missing = read_study(RESULTS / name)
+    assert (asked["study"], asked["what"], missing) == (name, TABLES[name].what, [])
+    assert len(cells) == len(list(TABLES[name].rows())) == len(list((RESULTS / name / "cells").iterdir()))
+    text = (RESULTS / name / "report.md").read_text(encoding="utf-8")
+    assert text == table_report(read_table(RESULTS / name), missing)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The table of LDAM with cells that cost nothing; the list of what ran."""
+    ran = []
+
+    def cell(method, profile, seed):
+        ran.append((method, profile, seed))
+        accuracy = 0.1 * seed + 0.5
+        return {"many": accuracy, "medium": math.nan, "few": 1 / 3, "all": accuracy, "validation": 1.0}
+
+    grid = {"method": ["ERM", "LDAM"], "profile": ["step"], "seed": [0, 1]}
+    table = replace(TABLES["ldam-table"], parts={"choices": (cell, []), "rows": (cell, [grid])})
+    monkeypatch.setitem(tables.TABLES, "ldam-table", table)
+    return ran
+
+
+def test_a_table_goes_on_where_it_was_and_its_cells_are_strict_json(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiments", "run", "ldam-table", "--jobs", "1"]) == 0
+    assert "4 trainings are in runs" in capsys.readouterr().out and len(small) == 4
+    path = tmp_path / "runs" / "ldam-table" / "cells" / "rows-LDAM-step-1.json"
+    cell = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert cell["result"] == {"many": 0.6, "medium": None, "few": 0.333333, "all": 0.6, "validation": 1.0}
+    assert cell["settings"]["method"] == "LDAM" and cell["settings"]["epochs"] == EPOCHS
+    assert cell["versions"]["torch"] and cell["device"].startswith("cpu") and cell["seconds"] >= 0
+    path.unlink()
+    assert main(["experiments", "report", "ldam-table"]) == 0
+    assert "**Incomplete**: 1 trainings are missing (rows, LDAM, step, 1)." in capsys.readouterr().out
+    assert main(["experiments", "run", "ldam-table", "--jobs", "1"]) == 0 and small[4:] == [("LDAM", "step", 1)]
+    assert main(["experiments", "report"]) == 0
+    assert f"{'LDAM':21s}{55.0:9.1f}" in capsys.readouterr().out, "a mean of both seeds"
+    [row] = [row for row in read_table(path.parents[1])["rows"] if (row["method"], row["seed"]) == ("ERM", 0)]
+    assert row["all"] == 0.5 and math.isnan(row["medium"])
+
+
+def test_cells_of_other_settings_and_damaged_ones_are_refused_by_name(small, tmp_path):
+    run_study("ldam-table", TABLES["ldam-table"], tmp_path, jobs=1)
+    path = tmp_path / "cells" / "rows-ERM-step-0.json"
+    text = path.read_text()
+    for wrong, said in (
+        (
+            text.replace(f'"epochs": {EPOCHS}', '"epochs": 1'),
+            f"ERM-step-0.json was made .* epochs 1 instead of {EPOCHS}",
+        ),
+        (text.replace('"result"', '"results"'), "ERM-step-0.json is no file of this program"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=said):
+            run_study("ldam-table", TABLES["ldam-table"], tmp_path, jobs=1)
+    other = replace(TABLES["ldam-table"], fixed={**TABLES["ldam-table"].fixed, "epochs": 3})
+    with pytest.raises(ValueError, match=r"study.json was made with other settings: epochs 12 instead of 3"):
+        run_study("ldam-table", other, tmp_path, jobs=1)

@@ -11,6 +11,7 @@ from typing import Any
 from ..methods import METHODS
 from ..runtime import require
 from .studies import CHOICES, STUDIES, Study
+from .tables import TABLES, Table
 
 RUNS = Path("runs")
 EXAMPLES = """\
@@ -22,8 +23,6 @@ examples:
   python -m course_utils experiments run letters --cluster tcp://127.0.0.1:8786
   python -m course_utils experiments report letters
 """
-
-
 KINDS = {"int": int, "float": float}
 METAVARS = {"seeds": "N|A,B,...", "methods": "A,B,..."}
 WORDS = {
@@ -36,8 +35,10 @@ WORDS = {
 }
 
 
-def without_effect(study: Study, is_folder: bool) -> dict[str, str]:
+def without_effect(study: Study | Table, is_folder: bool) -> dict[str, str]:
     """{option: why it would change nothing} for this study."""
+    if isinstance(study, Table):
+        return {field.name: "this experiment is always the same" for field in fields(Study)}
     idle = {}
     if study.profile == "as it is":
         idle |= dict.fromkeys(("max_count", "ratio"), "the images are taken as they are; --profile cuts a tail")
@@ -52,27 +53,16 @@ def without_effect(study: Study, is_folder: bool) -> dict[str, str]:
 
 
 def parser() -> argparse.ArgumentParser:
+    shown: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
     top = argparse.ArgumentParser(prog="python -m course_utils", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(required=True, metavar="experiments")
-    experiments = commands.add_parser(
-        "experiments",
-        help="list, run or report experiments",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    experiments = commands.add_parser("experiments", help="list, run or report experiments", **shown)
     actions = experiments.add_subparsers(required=True, dest="action", metavar="list|run|report")
     actions.add_parser("list", help="the named experiments and the methods")
-    run = actions.add_parser(
-        "run",
-        help="run an experiment, or what is missing of it",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Every finished training is one small JSON file, so a run that was stopped goes on where it was.",
-    )
-    run.add_argument(
-        "name",
-        help="a named experiment, or a folder of images: train/CLASS/*.png|jpg and test/CLASS, or CLASS folders alone",
-    )
+    shown["description"] = "Every finished training is one small JSON file, so a run that was stopped goes on."
+    run = actions.add_parser("run", help="run an experiment, or what is missing of it", **shown)
+    folder = "a folder of images: train/CLASS/*.png|jpg and test/CLASS, or CLASS folders alone"
+    run.add_argument("name", help=f"a named experiment, or {folder}")
     run.add_argument("--out", type=Path, help="where the results go; by default runs/NAME")
     for field in fields(Study):
         if field.name not in ("what", "data"):
@@ -80,11 +70,8 @@ def parser() -> argparse.ArgumentParser:
             options: dict[str, Any] = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
             about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
             run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
-    run.add_argument(
-        "--data",
-        metavar="FOLDER",
-        help="a folder of images in place of the experiment's data, such as an unpacked copy of CIFAR-10",
-    )
+    about = "a folder of images in place of the experiment's data, such as an unpacked copy of CIFAR-10"
+    run.add_argument("--data", metavar="FOLDER", help=about)
     run.add_argument("--skip-broken", action="store_true", help="leave out files that are no readable images")
     run.add_argument("--jobs", type=int, help="processes; by default one for each core")
     run.add_argument("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, instead of processes here")
@@ -106,37 +93,35 @@ def methods(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def list_text() -> str:
-
-    lines = ["experiments:"]
-    lines += [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in STUDIES.items()]
-    lines += [
-        "",
-        "methods:",
-        *(f"  {name:26s}{method.what} (notebook {method.notebook})" for name, method in METHODS.items()),
-    ]
-    return "\n".join(lines)
+def list_text(_options: argparse.Namespace) -> str:
+    lines = [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in STUDIES.items()]
+    lines += [f"  {n:18s}{t.what}; {len(list(t.rows()))} trainings" for n, t in TABLES.items()]
+    known = [f"  {name:26s}{method.what} (notebook {method.notebook})" for name, method in METHODS.items()]
+    return "\n".join(["experiments:", *lines, "", "methods:", *known])
 
 
 def run(options: argparse.Namespace) -> str:
     from .runs import run_study
 
     name, source = options.name, options.data
-    if name not in STUDIES:
-        if not Path(name).is_dir():
-            raise ValueError(f"name: got {name!r}; allowed: {', '.join(STUDIES)}, or a folder of images")
+    if name not in STUDIES and name not in TABLES:
+        allowed = f"{', '.join([*STUDIES, *TABLES])}, or a folder of images"
+        require(Path(name).is_dir(), "name", repr(name), allowed)
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")
         name, source = "folder", name
+    if options.skip_broken and source is None:
+        raise ValueError("--skip-broken: allowed only with a folder of images")
     chosen = {f.name: getattr(options, f.name) for f in fields(Study) if getattr(options, f.name, None) is not None}
-    study = replace(STUDIES[name], **{k: v for k, v in chosen.items() if k != "data"})
+    study: Study | Table = TABLES[name] if name in TABLES else STUDIES[name]
+    if isinstance(study, Study):
+        study = replace(study, **{k: v for k, v in chosen.items() if k != "data"})
     for option, why in without_effect(study, source is not None).items():
-        require(option not in chosen or option == "data", option, chosen.get(option), f"nothing: {why}")
+        require(option not in chosen, option, repr(chosen.get(option)), f"nothing: {why}")
     title = Path(source).resolve().name if name == "folder" and source else name
     out = options.out or RUNS / title
-    cells = run_study(
-        title, study, out, jobs=options.jobs, cluster=options.cluster, source=source, skip_broken=options.skip_broken
-    )
+    how = {name: getattr(options, name) for name in ("jobs", "cluster", "skip_broken")}
+    cells = run_study(title, study, out, source=source, **how)
     return f"{len(cells)} trainings are in {out}; now: python -m course_utils experiments report --out {out}"
 
 
@@ -145,11 +130,9 @@ def report(options: argparse.Namespace) -> str:
 
     if options.name and options.out:
         raise ValueError("--out: allowed only without a name")
-    folders = (
-        [options.out or RUNS / options.name]
-        if options.out or options.name
-        else sorted(path.parent for path in RUNS.glob("*/study.json"))
-    )
+    folders = sorted(path.parent for path in RUNS.glob("*/study.json"))
+    if options.name or options.out:
+        folders = [options.out or RUNS / options.name]
     if not folders:
         raise ValueError("runs/ holds no experiment; start one with `experiments run NAME`")
     paths = [write_report(folder) for folder in folders]
@@ -159,7 +142,7 @@ def report(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
-        print({"list": lambda _: list_text(), "run": run, "report": report}[options.action](options))
+        print({"list": list_text, "run": run, "report": report}[options.action](options))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -18,7 +18,8 @@ from ..classroom import figures
 from ..methods import METHODS
 from ..metrics import GROUPS, bootstrap_interval, mean_and_spread, paired_differences
 from ..runtime import write_atomically
-from .runs import read_study
+from .runs import read_study, read_table
+from .tables import TABLES
 
 BASELINE = "cross-entropy"
 FEW_TO_CHOOSE = 10  # validation images of a class; with fewer, one image is more than 10 points of its accuracy
@@ -76,82 +77,70 @@ is too narrow: for normal differences, a "95 %" interval of this kind holds the 
 
 def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     """The report as Markdown; see `write_report()`."""
-    rows = rows_of(cells)
-    best = best_on_validation(rows)
+    rows, best = rows_of(cells), best_on_validation(rows_of(cells))
+    baseline = BASELINE if BASELINE in rows else next(iter(rows))
     settings, first = asked["settings"], cells[0]
-    counts = first["data"]["counts"]
-    each = sorted({len(seeds) for seeds in rows.values()})
-    lines = [
-        f"# Experiment: {asked['study']}",
-        "",
-        f"{asked['what']}.",
-        "",
-        f"- Data: {', '.join(sorted({c['data']['note'] for c in cells}))}. {sum(counts):,} training images of "
-        f"{len(counts)} classes, {max(counts):,} to {min(counts):,} a class; {first['data']['validation']:,} for "
-        f"choices; {first['data']['test']:,} for the numbers below.",
-        f"- Training: {settings['network']}, {settings['epochs']} epochs, batch {settings['batch_size']}, learning "
-        f"rate {settings['lr']:g} ({settings['schedule']}), weight decay {settings['weight_decay']:g}, augmentation "
+    counts, each = first["data"]["counts"], sorted({len(seeds) for seeds in rows.values()})
+
+    def all_of(name: str, inner: str | None = None) -> str:
+        return ", ".join(sorted({cell[name] if inner is None else cell[name][inner] for cell in cells}))
+
+    facts = [
+        f"Data: {all_of('data', 'note')}. {sum(counts):,} training images of {len(counts)} classes, {max(counts):,} to "
+        f"{min(counts):,} a class; {first['data']['validation']:,} for choices; {first['data']['test']:,} for the "
+        "numbers below.",
+        f"Training: {settings['network']}, {settings['epochs']} epochs, batch {settings['batch_size']}, learning rate "
+        f"{settings['lr']:g} ({settings['schedule']}), weight decay {settings['weight_decay']:g}, augmentation "
         f"{settings['augment']}. DRW starts at {settings['defer_at']:g} of training.",
-        f"- Seeds: {', '.join(map(str, asked['seeds']))}.",
-        f"- Made on {', '.join(sorted({c['device'] for c in cells}))} in "
-        f"{', '.join(sorted({c['precision'] for c in cells}))} with torch "
-        f"{', '.join(sorted({c['versions']['torch'] for c in cells}))}.",
+        f"Seeds: {', '.join(map(str, asked['seeds']))}.",
+        f"Made on {all_of('device')} in {all_of('precision')} with torch {all_of('versions', 'torch')}.",
     ]
     fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
     if fewest < FEW_TO_CHOOSE:
-        lines += [f"- A class has {fewest} images for choices: what is best on validation images is partly luck here."]
-    if missing:
-        lines += ["", f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."]
-    lines += [
-        "",
-        "## Accuracy",
-        "",
-        "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by "
-        "training images (many > 100, few < 20). ECE: expected calibration error in %, for methods whose "
-        "outputs are meant as probabilities.",
-        "",
-        "| method | many | medium | few | all | ECE | chosen on validation |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
+        facts += [f"A class has {fewest} images for choices: what is best on validation images is partly luck here."]
+    accuracies = [
         f"| {name} | {_accuracies(seeds)} | {_calibration(seeds)} | {_chosen(seeds)} |" for name, seeds in rows.items()
     ]
-    baseline = BASELINE if BASELINE in rows else next(iter(rows))
-    lines += [
-        "",
-        "## Differences",
-        "",
-        f"Points of balanced accuracy, mean of paired differences [95 % interval]. Best on validation images: {best}.",
-        "",
-        f"| method | minus {baseline} | minus {best} |",
-        "|---|---|---|",
-    ]
-    lines += [
+    differences = [
         f"| {name} | {_difference(seeds, rows[baseline], name == baseline)} | "
         f"{_difference(seeds, rows[best], name == best)} |"
         for name, seeds in rows.items()
     ]
-    lines += [
-        "",
+    parts = [
+        f"# Experiment: {asked['study']}",
+        f"{asked['what']}.",
+        "\n".join(f"- {fact}" for fact in facts),
+        *_incomplete(missing),
+        "## Accuracy",
+        "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by training images (many > 100, few "
+        "< 20). ECE: expected calibration error in %, for methods whose outputs are meant as probabilities.",
+        _table("method | many | medium | few | all | ECE | chosen on validation", accuracies),
+        "## Differences",
+        f"Points of balanced accuracy, mean of paired differences [95 % interval]. Best on validation images: {best}.",
+        _table(f"method | minus {baseline} | minus {best}", differences),
         HOW_TO_READ.format(draws=10_000, n=" or ".join(map(str, each))),
-        "",
         "## Budget",
-        "",
-        "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, "
-        "for features; features that new heads learned from.",
-        "",
-        "| method | budget | forward alone | features | needs |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [_cost(name, next(iter(seeds.values()))["cost"]) for name, seeds in rows.items()]
-    lines += [
-        "",
+        "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, for "
+        "features; features that new heads learned from.",
+        _table("method | budget | forward alone | features | needs", [_cost(n, s) for n, s in rows.items()]),
         "![Accuracy by group of every method](accuracy.png)",
-        "",
         "![Paired differences from the baseline](differences.png)",
-        "",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: str, rows: Sequence[str]) -> str:
+    return "\n".join([f"| {header} |", "|---" * len(header.split(" | ")) + "|", *rows])
+
+
+def _incomplete(missing: Sequence[str]) -> list[str]:
+    return [f"**Incomplete**: {len(missing)} trainings are missing ({'; '.join(missing)})."] if missing else []
+
+
+def table_report(table: Mapping[str, Any], missing: Sequence[str]) -> str:
+    """The report of a table as Markdown."""
+    text = f"```text\n{TABLES[table['study']].text(table)}\n```"
+    return "\n\n".join([f"# Experiment: {table['study']}", f"{table['what']}.", *_incomplete(missing), text]) + "\n"
 
 
 def _accuracies(seeds: Mapping[int, Mapping]) -> str:
@@ -184,28 +173,25 @@ def _difference(seeds: Mapping[int, Mapping], reference: Mapping[int, Mapping], 
     return mean if math.isnan(low) else f"{mean} [{low:+.1f}, {high:+.1f}]"
 
 
-def _cost(name: str, cost: Mapping[str, float]) -> str:
+def _cost(name: str, seeds: Mapping[int, Mapping]) -> str:
+    cost = next(iter(seeds.values()))["cost"]
     numbers = " | ".join(f"{cost[k]:,}" for k in ("backbone_images", "feature_images", "head_images"))
     return f"| {name} | {numbers} | {', '.join(METHODS[name].needs) if name in METHODS else ''} |"
 
 
 def times_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     """Seconds as Markdown; they differ from run to run."""
-    rows = rows_of(cells)
-    lines = [
-        f"# Experiment: {asked['study']}, seconds",
-        "",
-        "Seconds of one seed on "
-        f"{', '.join(sorted({c['device'] for c in cells}))}, training included, mean ± standard deviation.",
-        "",
-        "| method | seconds |",
-        "|---|---|",
-    ]
-    for name, seeds in rows.items():
+    lines, devices = [], ", ".join(sorted({c["device"] for c in cells}))
+    for name, seeds in rows_of(cells).items():
         mean, spread = mean_and_spread(row["cost"]["seconds"] for row in seeds.values())
         lines.append(f"| {name} | {mean:.1f}{'' if math.isnan(spread) else f' ± {spread:.1f}'} |")
-    total = sum(cell["seconds"] for cell in cells)
-    return "\n".join([*lines, "", f"All {len(cells)} trainings, one after the other: {total:,.0f} s.", ""])
+    parts = [
+        f"# Experiment: {asked['study']}, seconds",
+        f"Seconds of one seed on {devices}, training included, mean ± standard deviation.",
+        _table("method | seconds", lines),
+        f"All {len(cells)} trainings, one after the other: {sum(cell['seconds'] for cell in cells):,.0f} s.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
@@ -248,6 +234,8 @@ def difference_figure(rows: Rows, baseline: str, title: str = "") -> Figure:
 def write_report(folder: str | Path) -> Path:
     """Write report.md, accuracy.png, differences.png and times.md beside the cells of `folder`; the report's path.
 
+    A table has report.md alone.
+
     Raises:
         ValueError: no cells yet, or cells that cannot be compared.
     """
@@ -255,13 +243,16 @@ def write_report(folder: str | Path) -> Path:
     asked, cells, missing = read_study(folder)
     if not cells:
         raise ValueError(f"{folder} has no finished training yet; missing: {len(missing)}")
-    rows = rows_of(cells)
-    notes = sorted({cell["data"]["note"] for cell in cells})
-    title = "\n".join(note if note == asked["study"] else f"{asked['study']}: {note}" for note in notes)
-    baseline = BASELINE if BASELINE in rows else next(iter(rows))
-    _save(accuracy_figure(rows, title), folder / "accuracy.png")
-    _save(difference_figure(rows, baseline, title), folder / "differences.png")
-    texts = {"report.md": report_text(asked, cells, missing), "times.md": times_text(asked, cells)}
+    if "methods" in asked:
+        rows = rows_of(cells)
+        notes = sorted({cell["data"]["note"] for cell in cells})
+        title = "\n".join(note if note == asked["study"] else f"{asked['study']}: {note}" for note in notes)
+        baseline = BASELINE if BASELINE in rows else next(iter(rows))
+        _save(accuracy_figure(rows, title), folder / "accuracy.png")
+        _save(difference_figure(rows, baseline, title), folder / "differences.png")
+        texts = {"report.md": report_text(asked, cells, missing), "times.md": times_text(asked, cells)}
+    else:
+        texts = {"report.md": table_report(read_table(folder), missing)}
     for name, text in texts.items():
         write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
     return folder / "report.md"

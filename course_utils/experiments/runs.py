@@ -1,32 +1,31 @@
-"""Run the cells of a study and keep each as a small JSON file; a run that was stopped goes on where it was.
+"""Run a study or a table and keep each training as a small JSON file; a run that was stopped goes on where it was.
 
-    FOLDER/study.json              what was asked for: settings, methods, seeds
-    FOLDER/cells/LDAM-0.json       one training of one seed, written when it is done, all at once
-    FOLDER/checkpoints/            trainings under way, if any
-
-Two runs in one folder do no harm: files appear whole, and both would write the same numbers.
+FOLDER/study.json              what was asked for: settings, and the methods and seeds of a study
+FOLDER/cells/LDAM-0.json       one training of one seed, written when it is done, all at once
+FOLDER/checkpoints/            trainings under way, if any
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import re
-import time
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS, trainings_of
-from ..runtime import progress_bar, write_atomically
-from .cluster import on_cluster
-from .grid import jobs_or_default, side_by_side
+from ..runtime import require
+from .cells import Cell, check_settings, read_cell, read_json, run_cells, write_json
 from .studies import Study, run_cell
+from .tables import TABLES, Table, table_cell
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"  # those that are part of the course
 
 
 def run_study(
     name: str,
-    study: Study,
+    study: Study | Table,
     folder: str | Path,
     *,
     jobs: int | None = None,
@@ -37,7 +36,7 @@ def run_study(
     """Run what is missing of `study` in `folder`; return all its cells.
 
     Args:
-        name: of the study, for its report.
+        name: of the study, for its report; that of a table is its name in `TABLES`.
         jobs: processes on this machine, as in `run_grid()`. cluster: address of a Dask scheduler, used instead. There
             the cells come back to this process, which writes the files; a cell whose worker died starts anew.
         source, skip_broken: as in `studies.load_splits()`.
@@ -46,111 +45,58 @@ def run_study(
         ValueError: the folder holds cells made with other settings.
     """
     folder, settings = Path(folder), study.settings()
+    for key, value in settings.items():
+        require(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
     if source is not None:
-        if not Path(source).is_dir() and cluster is None:  # else it is on the workers
-            raise ValueError(f"data: got {str(source)!r}; allowed: a folder of images")
+        ok = Path(source).is_dir() or cluster is not None  # else it is on the workers
+        require(ok, "data", repr(str(source)), "a folder of images")
         source = str(Path(source).resolve())  # processes elsewhere may be in another folder
         settings["source"] = Path(source).name
-    groups = trainings_of(study.methods)
-    asked = _asked(folder, name, study, settings)
-    cells, calls = {}, {}
-    for training, methods in groups.items():
-        for seed in study.seeds:
-            path = folder / "cells" / f"{_file_name(training)}-{seed}.json"
-            cell = _finished(path, settings, methods)
-            if cell is None:
-                calls[path] = (settings, training, methods, seed, source, skip_broken)
-            else:
-                cells[path] = cell
-    if cells:
-        _write_asked(folder, asked)
-    with progress_bar(len(cells) + len(calls), "training", done=len(cells)) as bar:
-        if cluster is not None:
-            done = on_cluster(cluster, _timed_cell, calls) if calls else (none for none in ())
-        else:
-            kept = {path: (path, folder / "checkpoints" / path.stem, *call) for path, call in calls.items()}
-            done = side_by_side(_kept_cell, kept, jobs_or_default(jobs))
-        with contextlib.closing(done):
-            for path, cell in done:
-                if cluster is not None:
-                    _write(path, cell)
-                _write_asked(folder, asked)  # not before: settings that cannot be trained with leave no trace
-                cells[path] = cell
-                bar.update()
-    with contextlib.suppress(OSError):  # not there, or another run uses it
-        (folder / "checkpoints").rmdir()
-    return list(cells.values())
-
-
-def _timed_cell(settings, training, methods, seed, source, skip_broken, checkpoint=None) -> dict[str, Any]:
-    started = time.perf_counter()
-    cell = run_cell(settings, training, methods, seed, source=source, skip_broken=skip_broken, checkpoint=checkpoint)
-    return cell | {"seconds": round(time.perf_counter() - started, 3)}
-
-
-def _kept_cell(path: Path, checkpoint: Path, settings: dict, training: str, methods: list[str], *rest) -> dict:
-    cell = _finished(path, settings, methods)  # another run may have been faster
-    if cell is None:
-        cell = _timed_cell(settings, training, methods, *rest, checkpoint=checkpoint)
-        _write(path, cell)
-        for old in checkpoint.parent.glob(f"{checkpoint.name}.*.pt"):
-            old.unlink(missing_ok=True)
-    return cell
-
-
-def _file_name(training: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", training)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, allow_nan=False)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # a list is one line
-    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
-
-
-def _finished(path: Path, settings: Mapping[str, Any], methods: list[str]) -> dict[str, Any] | None:
-    """The cell, if it is there with all its methods."""
-    if not path.is_file():
-        return None
-    cell = read_json(path)
-    check_settings(cell["settings"], settings, path)
-    return cell if set(methods) <= cell["methods"].keys() else None
-
-
-def check_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    odd = [
-        f"{k} {found.get(k)!r} instead of {wanted.get(k)!r}"
-        for k in {**wanted, **found}
-        if found.get(k) != wanted.get(k)
-    ]
-    if odd:
-        raise ValueError(f"{path} was made with other settings: {', '.join(odd)}; use another folder (--out)")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": content["settings"], **content}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no file of this program; delete it, and it is made again") from error
-
-
-def _asked(folder: Path, name: str, study: Study, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the folder is for: what earlier runs asked for stays asked for."""
-    path = folder / "study.json"
-    methods, seeds = set(study.methods), set(study.seeds)
-    if path.is_file():
+    asked: dict[str, Any] = {"study": name, "what": study.what, "settings": settings}
+    if isinstance(study, Study):
+        asked |= {"methods": list(study.methods), "seeds": list(study.seeds)}
+    path, checkpoints = folder / "study.json", folder / "checkpoints"
+    cells = _cells(folder, asked, source=source, skip_broken=skip_broken, checkpoints=None if cluster else checkpoints)
+    if path.is_file():  # what earlier runs asked for stays asked for
         old = read_json(path)
         check_settings(old["settings"], settings, path)
-        name, methods, seeds = old["study"], methods | set(old["methods"]), seeds | set(old["seeds"])
-    known = [m for m in METHODS if m in methods]
-    return {"study": name, "what": study.what, "settings": settings, "methods": known, "seeds": sorted(seeds)}
+        asked |= {"study": old["study"]} | {k: [*asked[k], *old[k]] for k in ("methods", "seeds") if k in asked}
+    if isinstance(study, Study):
+        asked |= {"methods": [m for m in METHODS if m in asked["methods"]], "seeds": sorted(set(asked["seeds"]))}
+
+    def is_there(file: Path) -> None:
+        if not path.is_file() or read_json(path) != asked:  # not before: settings that cannot be trained with
+            write_json(path, asked)  # leave no trace
+        for rest in checkpoints.glob(f"{file.stem}.*.pt"):
+            rest.unlink(missing_ok=True)
+
+    found = run_cells(list(cells.values()), unit="training", jobs=jobs, cluster=cluster, each=is_there)
+    with contextlib.suppress(OSError):  # not there, or another run uses it
+        checkpoints.rmdir()
+    return found
 
 
-def _write_asked(folder: Path, content: dict[str, Any]) -> None:
-    path = folder / "study.json"
-    if not path.is_file() or read_json(path) != content:
-        _write(path, content)
+def _cells(folder: Path, asked: dict[str, Any], *, checkpoints: Path | None = None, **how: Any) -> dict[str, Cell]:
+    """{"LDAM, seed 3": its cell} for all that was asked for; `how`: see `run_cell()`."""
+    cells, settings = {}, asked["settings"]
+    if "methods" not in asked:
+        require(asked["study"] in TABLES, "study", repr(asked["study"]), ", ".join(TABLES))
+        for part, own in TABLES[asked["study"]].rows():
+            name = ", ".join(map(str, (part, *own.values())))
+            call = partial(table_cell, asked["study"], part, own)
+            cells[name] = Cell(_path(folder, name), {**settings, **own}, call, "result")
+        return cells
+    for training, methods in trainings_of(asked["methods"]).items():
+        for seed in asked["seeds"]:
+            path = _path(folder, f"{training}-{seed}")
+            checkpoint = checkpoints and checkpoints / path.stem
+            call = partial(run_cell, settings, training, methods, seed, checkpoint=checkpoint, **how)
+            cells[f"{training}, seed {seed}"] = Cell(path, settings, call, "methods", methods)
+    return cells
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "cells" / (re.sub(r"[^A-Za-z0-9]+", "-", name) + ".json")
 
 
 def read_study(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
@@ -158,12 +104,16 @@ def read_study(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     folder = Path(folder)
     if not (folder / "study.json").is_file():
         raise ValueError(f"{folder} holds no experiment (study.json); run one with --out {folder}")
-    asked, cells, missing = read_json(folder / "study.json"), [], []
-    for training, methods in trainings_of(asked["methods"]).items():
-        for seed in asked["seeds"]:
-            cell = _finished(folder / "cells" / f"{_file_name(training)}-{seed}.json", asked["settings"], methods)
-            if cell is None:
-                missing.append(f"{training}, seed {seed}")
-            else:
-                cells.append(cell)
-    return asked, cells, missing
+    asked = read_json(folder / "study.json")
+    found = {name: read_cell(cell) for name, cell in _cells(folder, asked).items()}
+    return asked, [c for c in found.values() if c is not None], [name for name, c in found.items() if c is None]
+
+
+def read_table(folder: str | Path) -> dict[str, Any]:
+    """A table as its text takes it: what was asked for, "torch" (versions), and the rows of each part; null is NaN."""
+    asked, cells, _ = read_study(folder)
+    rows: dict[str, list[dict[str, Any]]] = {part: [] for part in TABLES[asked["study"]].parts}
+    for cell in cells:
+        numbers = {k: math.nan if v is None else v for k, v in cell["result"].items()}
+        rows[cell["part"]].append(cell["settings"] | numbers)
+    return {**asked, **rows, "torch": ", ".join(sorted({cell["versions"]["torch"] for cell in cells}))}

@@ -6,11 +6,13 @@ cRT, LWS and logit adjustment share the training of cross-entropy). `runs.run_st
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +34,9 @@ from ..data import (
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import MLP, ResNet32, SmallCNN
-from ..runtime import choose_device
+from ..runtime import choose_device, require
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
+from .cells import plain
 
 FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
 
@@ -201,12 +204,8 @@ def load_splits(
     else:
         train, validation = set_aside(train, settings["validation"], seed=seed)
     counts = _counts(settings, train)
-    return (
-        train if counts is None else long_tailed(train, counts, seed=seed),
-        validation,
-        test,
-        "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)]),
-    )
+    train = train if counts is None else long_tailed(train, counts, seed=seed)
+    return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])
 
 
 def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
@@ -217,8 +216,7 @@ def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
         "step": lambda: step_counts(train.num_classes, most, settings["ratio"]),
         "as it is": lambda: None,
     }
-    if profile not in make:
-        raise ValueError(f"profile: got {profile!r}; allowed: {', '.join(make)}")
+    require(profile in make, "profile", repr(profile), ", ".join(make))
     counts = make[profile]()
     return counts and [min(pair) for pair in zip(counts, train.counts.tolist(), strict=True)]
 
@@ -240,6 +238,20 @@ def _note(data: str, folder: Path | None) -> str:
 _ONE_AT_A_TIME = threading.Lock()  # a Dask worker may have threads, and torch has one random generator
 
 
+@contextlib.contextmanager
+def repeatable() -> Iterator[None]:
+    """One thread on a CPU, so that a result does not depend on how many cells run side by side; on a GPU convolutions
+    that repeat to the bit.
+    """
+    threads = torch.get_num_threads()
+    with _ONE_AT_A_TIME, torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
 def run_cell(
     settings: dict[str, Any],
     training: str,
@@ -250,52 +262,28 @@ def run_cell(
     skip_broken: bool = False,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds.
-
-    One thread on a CPU, so that the result does not depend on how many cells run side by side; on a GPU convolutions
-    that repeat to the bit.
-    """
+    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds."""
     device, best = choose_device()
     options = _options(settings, best)
-    threads = torch.get_num_threads()
-    with _ONE_AT_A_TIME, torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        torch.set_num_threads(1)
-        try:
-            *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
-            train, validation, test = (split.to(device) for split in splits)
-            trained = train_methods(
-                methods,
-                train,
-                validation,
-                network=NETWORKS[settings["network"]](train.images.shape[1:]),
-                seed=seed,
-                checkpoint=checkpoint,
-                **options,
-            )
-            said = [all_logits(trained, split) for split in (validation, test)]
-            rows = {
-                name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
-                for name, one in trained.items()
-            }
-        finally:
-            torch.set_num_threads(threads)
-    return {
-        "settings": settings,
-        "training": training,
-        "seed": seed,
-        "data": {
-            "note": note,
-            "classes": list(train.class_names),
-            "counts": train.counts.tolist(),
-            "validation": len(validation),
-            "fewest": int(validation.counts.min()),
-            "test": len(test),
-        },
-        "methods": rows,
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "device": device_name(device),
-        "precision": str(options["precision"]).removeprefix("torch."),
-    }
+    with repeatable():
+        *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
+        train, validation, test = (split.to(device) for split in splits)
+        options["network"] = NETWORKS[settings["network"]](train.images.shape[1:])
+        trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
+        said = [all_logits(trained, split) for split in (validation, test)]
+        rows = {
+            name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
+            for name, one in trained.items()
+        }
+    data: dict[str, Any] = {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist()}
+    data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)}
+    cell = {"settings": settings, "training": training, "seed": seed, "data": data, "methods": rows}
+    return cell | made_with(device) | {"precision": str(options["precision"]).removeprefix("torch.")}
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"versions": versions, "device": device_name(device)}
 
 
 def device_name(device: torch.device) -> str:
@@ -315,8 +303,7 @@ def _options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
         "precision": {"auto": best, "float32": torch.float32, "bfloat16": torch.bfloat16},
     }
     for name, allowed in words.items():
-        if settings[name] not in allowed:
-            raise ValueError(f"{name}: got {settings[name]!r}; allowed: {', '.join(allowed)}")
+        require(settings[name] in allowed, name, repr(settings[name]), ", ".join(allowed))
     same = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "defer_at")}
     return same | {name: words[name][settings[name]] for name in ("augment", "schedule", "precision")}
 
@@ -337,14 +324,4 @@ def score(
         row["calibration_error"] = calibration_error(probabilities, images.labels)
         row["reliability"] = reliability_bins(probabilities, images.labels)
     row["validation"] = balanced_accuracy(chosen_by.argmax(1), chosen_on.labels, classes)
-    return _plain(row | {"chosen": trained.chosen, "cost": trained.cost})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return round(value, 6) if value == value else None
-    return value
+    return plain(row | {"chosen": trained.chosen, "cost": trained.cost})

@@ -1,71 +1,82 @@
-"""Tables that take too long for a notebook: `python -m course_utils.experiments.tables ldam`.
+"""Tables that lessons show: grids of trainings that are no comparison of `METHODS`, and the text that each becomes.
 
-Every cell of a table is kept as soon as it is done (in data/results/*.parts, which git ignores), so a run that was
-stopped goes on where it was. A notebook shows the file; a test runs one cell anew and compares.
+`python -m course_utils experiments run ldam-table` and `lucir-orders` run them, `runs.read_table()` reads them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from .. import losses
 from ..data import english_letter_counts, load_images, long_tailed, step_counts
 from ..heads import CosineClassifier
-from ..losses import (
-    DeferredReweighting,
-    FocalLoss,
-    LDAMHingeLoss,
-    LDAMLoss,
-    effective_number_weights,
-    inverse_frequency_weights,
-    ldam_margins,
-)
-from ..metrics import mean_and_spread, per_class_accuracy, shot_accuracy
+from ..incremental import run_incremental, train_base
+from ..incremental_methods import ARMS
+from ..metrics import average_incremental_accuracy, mean_and_spread, per_class_accuracy, shot_accuracy
 from ..networks import SmallCNN
-from ..runtime import write_atomically
+from ..runtime import require
 from ..sampling import ClassBalancedSampler, DeferredResampler
 from ..training import fit, predict, step_schedule
-from .grid import run_grid
+from .cells import combinations, plain
+from .studies import made_with, repeatable
 
-RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A named experiment, as `Study`: its parts are grids of settings, and every cell is one call.
+
+    what: one line. parts: {name: (function of a cell, its grids)}. text: prints what `runs.read_table()` gives. fixed:
+    settings that all cells have in common.
+    """
+
+    what: str
+    parts: Mapping[str, tuple[Callable[..., dict[str, float]], Sequence[Mapping[str, Iterable[Any]]]]]
+    text: Callable[[Mapping[str, Any]], str]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self.fixed)
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(part, settings of its own) of every cell."""
+        for part, (_, grids) in self.parts.items():
+            yield from ((part, own) for grid in grids for own in combinations(grid))
+
+
+def table_cell(name: str, part: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Run one cell of a table: what its JSON file holds beside the settings. These trainings are for a CPU."""
+    with repeatable():
+        result = TABLES[name].parts[part][0](**own)
+    return {"part": part, "result": plain(result), **made_with(torch.device("cpu"))}
+
+
+# ---- LDAM and its rivals, notebook 05 --------------------------------------------------------------------------------
+
 PROFILES = {"long tail": english_letter_counts(500), "step": step_counts(26, 300, 100)}  # about as many images each
 LDAM_METHODS = (
-    "ERM",
-    "re-weighting",
-    "re-sampling",
-    "class-balanced",
-    "focal",
-    "class-balanced focal",
-    "LDAM",
-    "LDAM-hinge",
-    "CE + DRW",
-    "CE + DRS",
-    "uniform margin + DRW",
-    "LDAM + DRS",
-    "LDAM + DRW",
-    "balanced data",
-)
-AT = 0.6  # the moment of deferral and of the first drop of the learning rate, as a share of training
-CHOICES = {
-    "lr of cross-entropy": [0.05, 0.1],
-    "lr of LDAM": [0.05, 0.1],
-    "beta": [0.9, 0.99, 0.999],
-    "gamma": [0.5, 1.0, 2.0],
+    "ERM, re-weighting, re-sampling, class-balanced, focal, class-balanced focal, LDAM, LDAM-hinge, CE + DRW, "
+    "CE + DRS, uniform margin + DRW, LDAM + DRS, LDAM + DRW, balanced data"
+).split(", ")
+SCHEDULE = {"at": 0.6, "factor": 0.1, "warmup": 0.25}  # at: the moment of deferral and of the first drop of the rate
+EPOCHS = 12
+CHOICES = {  # {setting: (method it was chosen with, values tried)}
+    "lr of cross-entropy": ("CE + DRW", [0.05, 0.1]),
+    "lr of LDAM": ("LDAM + DRW", [0.05, 0.1]),
+    "beta": ("class-balanced", [0.9, 0.99, 0.999]),
+    "gamma": ("focal", [0.5, 1.0, 2.0]),
 }
 CHOSEN = {"lr of cross-entropy": 0.1, "lr of LDAM": 0.05, "beta": 0.99, "gamma": 2.0}
 
 
 def ldam_cell(
-    method: str, profile: str, seed: int, *, epochs: int = 12, chosen: Mapping[str, float] = CHOSEN
+    method: str, profile: str, seed: int, *, epochs: int = EPOCHS, chosen: Mapping[str, float] = CHOSEN
 ) -> dict[str, float]:
     """Train a SmallCNN on letters with one method of `LDAM_METHODS`; accuracies by group, 0 to 1, on test typefaces.
 
@@ -73,10 +84,8 @@ def ldam_cell(
     chosen images, the first weights and the order. "balanced data" is cross-entropy on a balanced set of the same size,
     the bound. "validation" is the balanced accuracy on validation typefaces.
     """
-    if method not in LDAM_METHODS:
-        raise ValueError(f"method: got {method!r}; allowed: {', '.join(LDAM_METHODS)}")
-    if profile not in PROFILES:
-        raise ValueError(f"profile: got {profile!r}; allowed: {', '.join(PROFILES)}")
+    require(method in LDAM_METHODS, "method", repr(method), ", ".join(LDAM_METHODS))
+    require(profile in PROFILES, "profile", repr(profile), ", ".join(PROFILES))
     counts, classes = PROFILES[profile], 26
     wanted = [sum(counts) // classes] * classes if method == "balanced data" else counts
     train = long_tailed(load_images("letters", "train"), wanted, seed=seed)
@@ -91,7 +100,7 @@ def ldam_cell(
         lr=chosen["lr of LDAM" if cosine else "lr of cross-entropy"],
         loss=_loss(method, counts, epochs, chosen),
         sampler=_sampler(method, train.labels, epochs, seed),
-        schedule=partial(step_schedule, at=AT, factor=0.1, warmup=0.25),
+        schedule=partial(step_schedule, **SCHEDULE),
         progress=False,
     )
     test, validation = load_images("letters", "test"), load_images("letters", "validation")
@@ -100,101 +109,128 @@ def ldam_cell(
 
 
 def _loss(method: str, counts: Sequence[int], epochs: int, chosen: Mapping[str, float]) -> Callable:
-    balanced = effective_number_weights(counts, chosen["beta"])
-    mean_margin = ldam_margins(counts).mean().item()
+    balanced = losses.effective_number_weights(counts, chosen["beta"])
+    mean_margin = losses.ldam_margins(counts).mean().item()
     forms = {
         "ERM": nn.CrossEntropyLoss,
-        "re-weighting": partial(nn.CrossEntropyLoss, weight=inverse_frequency_weights(counts)),
+        "re-weighting": partial(nn.CrossEntropyLoss, weight=losses.inverse_frequency_weights(counts)),
         "class-balanced": partial(nn.CrossEntropyLoss, weight=balanced),
-        "focal": partial(FocalLoss, chosen["gamma"]),
-        "class-balanced focal": partial(FocalLoss, chosen["gamma"], weight=balanced),
-        "LDAM": partial(LDAMLoss, counts),
-        "LDAM-hinge": partial(LDAMHingeLoss, counts),
-        "uniform margin": partial(LDAMLoss, counts, mean_margin, exponent=0),
+        "focal": partial(losses.FocalLoss, chosen["gamma"]),
+        "class-balanced focal": partial(losses.FocalLoss, chosen["gamma"], weight=balanced),
+        "LDAM": partial(losses.LDAMLoss, counts),
+        "LDAM-hinge": partial(losses.LDAMHingeLoss, counts),
+        "uniform margin": partial(losses.LDAMLoss, counts, mean_margin, exponent=0),
     }
     form = forms.get(method.split(" + ")[0], nn.CrossEntropyLoss)
-    return DeferredReweighting(form, counts, epochs, at=AT) if method.endswith("DRW") else form()
+    return losses.DeferredReweighting(form, counts, epochs, at=SCHEDULE["at"]) if method.endswith("DRW") else form()
 
 
 def _sampler(method: str, labels: torch.Tensor, epochs: int, seed: int):
     if method == "re-sampling":
         return ClassBalancedSampler(labels, seed=seed)
-    return DeferredResampler(labels, epochs, at=AT, seed=seed) if method.endswith("DRS") else None
+    return DeferredResampler(labels, epochs, at=SCHEDULE["at"], seed=seed) if method.endswith("DRS") else None
 
 
 def ldam_choice(name: str, value: float) -> dict[str, float]:
     """Balanced accuracy on validation typefaces, long tail, seed 0, with one of `CHOSEN` replaced."""
-    method = {
-        "lr of cross-entropy": "CE + DRW",
-        "lr of LDAM": "LDAM + DRW",
-        "beta": "class-balanced",
-        "gamma": "focal",
-    }[name]
-    cell = ldam_cell(method, "long tail", 0, chosen={**CHOSEN, name: value})
+    cell = ldam_cell(CHOICES[name][0], "long tail", 0, chosen={**CHOSEN, name: value})
     return {"validation": cell["validation"]}
 
 
-def ldam_table(folder: str | Path = RESULTS / "ldam_table.parts") -> dict:
-    """Choices on validation typefaces, then all methods x both profiles x seeds 0 to 2; what the file holds."""
-    choices = []
-    for name, values in CHOICES.items():
-        choices += run_grid(ldam_choice, folder=folder, name=[name], value=values)
-    rows = run_grid(ldam_cell, folder=folder, method=LDAM_METHODS, profile=list(PROFILES), seed=range(3))
-    return {
-        "made_by": "python -m course_utils.tables ldam",
-        "what": "SmallCNN on letters, 12 epochs, batch 64; accuracies from 0 to 1 on test typefaces, by group of the "
-        "training counts, null for a group without classes; validation: balanced accuracy on validation typefaces",
-        "profiles": PROFILES,
-        "seeds": [0, 1, 2],
-        "chosen_on_validation": CHOSEN,
-        "choices": choices,
-        "schedule": {"at": AT, "factor": 0.1, "warmup": 0.25},
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "rows": [{k: _plain(v) for k, v in row.items()} for row in rows],
-    }
-
-
-def _plain(value):
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 4)
-    return value
-
-
-def read_ldam_table(path: str | Path = RESULTS / "ldam_table.json") -> dict:
-    """The committed table, as `ldam_table()` gave it; null has become NaN."""
-    table = json.loads(Path(path).read_text(encoding="utf-8"))
-    table["rows"] = [{k: math.nan if v is None else v for k, v in row.items()} for row in table["rows"]]
-    return table
-
-
-def ldam_text(table: Mapping) -> str:
-    """Lines to print: for each profile every method, mean accuracy by group in %, and the balanced one with spread."""
-    lines = [f"{table['made_by']} · torch {table['torch']} · accuracy in %, mean of seeds {table['seeds']}"]
-    for profile in table["profiles"]:
+def ldam_text(table: Mapping[str, Any]) -> str:
+    """For each profile every method: mean accuracy by group in %, and the balanced one with its spread."""
+    seeds = sorted({row["seed"] for row in table["rows"]})
+    lines = [f"{_made_by(table)} · torch {table['torch']} · accuracy in %, mean of seeds {seeds}"]
+    for profile in PROFILES:
         lines.append(f"{profile:21s}     many   medium      few   balanced")
         for method in LDAM_METHODS:
-            found = [row for row in table["rows"] if (row["method"], row["profile"]) == (method, profile)]
-            groups = [mean_and_spread(row[g] for row in found)[0] for g in ("many", "medium", "few")]
-            cells = "".join(" " * 9 if math.isnan(value) else f"{100 * value:9.1f}" for value in groups)
-            mean, spread = mean_and_spread(row["all"] for row in found)
-            lines.append(f"{method:21s}{cells}   {100 * mean:.1f} ± {100 * spread:.1f}")
+            if found := _where(table["rows"], profile=profile, method=method):
+                groups = [mean_and_spread(row[g] for row in found)[0] for g in ("many", "medium", "few")]
+                cells = "".join(" " * 9 if math.isnan(value) else f"{100 * value:9.1f}" for value in groups)
+                lines.append(f"{method:21s}{cells}   {_percent(found, 'all')}")
     return "\n".join(lines)
 
 
-TABLES = {"ldam": (ldam_table, "ldam_table.json")}
+# ---- classes that arrive in another order, notebook 03 ---------------------------------------------------------------
+
+ORDERS = (1, 2)
+ORDER_METHODS = ("replay", "distillation (iCaRL)", "WA", "BiC", "cosine", "cosine + less-forget", "LUCIR")
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m course_utils.tables", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=list(TABLES))
-    make, file_name = TABLES[parser.parse_args(arguments).name]
-    text = json.dumps(make(), indent=1, allow_nan=False) + "\n"
-    write_atomically(RESULTS / file_name, lambda file: file.write(text.encode()))
-    print(RESULTS / file_name)
-    return 0
+def phases_of(order: int) -> list[str]:
+    """26 letters in the random order number `order`, 0 the alphabet: 14, then 3, 3, 3, 3."""
+    shuffled = torch.randperm(26, generator=torch.Generator().manual_seed(order)).tolist() if order else range(26)
+    letters = "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[i] for i in shuffled)
+    return [letters[:14], *(letters[i : i + 3] for i in range(14, 26, 3))]
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def order_cell(order: int, arm: str, seed: int) -> dict[str, float]:
+    """The settings of notebook 03, 20 exemplars a class. Shares from 0 to 1: "average" is the average incremental
+    accuracy with the base phase.
+    """
+    train, test, phases = load_images("letters", "train"), load_images("letters", "test"), phases_of(order)
+    base = train_base(ARMS[arm].head, train.only(phases[0]), seed=seed)
+    rows = run_incremental(ARMS[arm], train, test, phases, base=base, seed=seed).phases
+    average = average_incremental_accuracy([row["accuracy"] for row in rows])
+    last = {key: rows[-1][key] for key in ("accuracy", "accuracy_nme", "old_to_new", "new_to_old", "drift")}
+    return {"average": average, **last}
+
+
+def order_choice(lr: float, seed: int) -> dict[str, float]:
+    """Average incremental accuracy of the linear baseline on validation typefaces, alphabetical order."""
+    train, validation, phases = load_images("letters", "train"), load_images("letters", "validation"), phases_of(0)
+    base, arm = train_base("linear", train.only(phases[0]), lr=lr, seed=seed), ARMS["distillation (iCaRL)"]
+    rows = run_incremental(arm, train, validation, phases, base=base, lr=lr, seed=seed).phases
+    return {"validation": average_incremental_accuracy([row["accuracy"] for row in rows])}
+
+
+def order_text(table: Mapping[str, Any]) -> str:
+    """The choice of the learning rate, then for each order every method."""
+    lines = [f"average incremental accuracy in %, seeds 0 to 2; made by {_made_by(table)}"]
+    for lr in dict.fromkeys(row["lr"] for row in table["choices"]):
+        found = _where(table["choices"], lr=lr)
+        lines.append(f"rate {lr}, distillation, validation: {_percent(found, 'validation')}")
+    for order in ORDERS:
+        lines.append(f"order {order}: {' '.join(phases_of(order))}")
+        for arm in ORDER_METHODS:
+            if found := _where(table["rows"], order=order, arm=arm):
+                lines.append(f"    {arm:22s} {_percent(found, 'average')}")
+    return "\n".join(lines)
+
+
+# ---- all tables ------------------------------------------------------------------------------------------------------
+
+
+def _where(rows: Iterable[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+    return [row for row in rows if settings.items() <= {name: row[name] for name in settings}.items()]
+
+
+def _percent(rows: Sequence[Mapping[str, float]], name: str) -> str:
+    mean, spread = mean_and_spread(row[name] for row in rows)
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+
+
+def _made_by(table: Mapping[str, Any]) -> str:
+    return f"python -m course_utils experiments run {table['study']}"
+
+
+TABLES = {
+    "ldam-table": Table(
+        what="LDAM and its rivals on letters, two profiles",
+        parts={
+            "choices": (ldam_choice, [{"name": [name], "value": tried} for name, (_, tried) in CHOICES.items()]),
+            "rows": (ldam_cell, [{"method": LDAM_METHODS, "profile": PROFILES, "seed": range(3)}]),
+        },
+        text=ldam_text,
+        fixed={"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES},
+    ),
+    "lucir-orders": Table(
+        what="class-incremental letters in two random orders, and the choice of the learning rate",
+        parts={
+            "choices": (order_choice, [{"lr": [0.02, 0.05, 0.1], "seed": range(3)}]),
+            "rows": (order_cell, [{"order": ORDERS, "arm": ORDER_METHODS, "seed": range(3)}]),
+        },
+        text=order_text,
+        fixed={"orders": {str(order): phases_of(order) for order in ORDERS}},
+    ),
+}
