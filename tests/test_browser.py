@@ -1,6 +1,7 @@
-"""A reader's view: JupyterLab in a headless browser runs notebook 01, and its sliders move pictures.
+"""A reader's view: JupyterLab in a headless browser runs a small notebook, and its slider moves the picture.
 
-Skipped where there is no Chromium or Chrome. COURSE_BROWSER_SHOTS=folder keeps pictures of the whole notebook there.
+COURSE_BROWSER_NOTEBOOKS=01,06 adds these notebooks in full; COURSE_BROWSER_SHOTS=folder keeps pictures of all of each.
+Skipped where there is no Chromium or Chrome.
 """
 
 import json
@@ -223,12 +224,48 @@ def keep_pictures(page, name):
         page.screenshot(path=folder / f"{name}_{k:02d}.png")
 
 
-@pytest.mark.parametrize("number", os.environ.get("COURSE_BROWSER_NOTEBOOKS", "01").split(","))
+SMALL = [  # what every notebook does: trainings side by side, a picture, a slider, a folded cell
+    """
+from matplotlib.figure import Figure
+from course_utils.classroom import figures
+from course_utils.classroom.widgets import explore
+from course_utils.experiments.grid import run_grid
+from course_utils.runtime import start
+run = start("01")
+""",
+    """
+def ends(height, seed):
+    return {"end": 10 * height + seed}
+
+rows = run_grid(ends, height=range(1, 10), seed=range(3), jobs=2)
+""",
+    """
+def picture(figure):
+    (line,) = figure.subplots().plot([0, 1, 2], [0, 0, 100])
+
+    def update(height):
+        line.set_ydata([row["end"] for row in rows if row["height"] == height])
+        return f"The line is {height} high."
+
+    return update
+""",
+    'still = Figure(figsize=(4, 2))\nprint(picture(still)(height=1))\nfigures.show(still, "A line.")',
+    "explore(picture, height=range(1, 10))",
+]
+
+
+def small_notebook():
+    nb = new_notebook(cells=[new_code_cell(source.strip()) for source in SMALL])
+    nb.cells[2].metadata.jupyter = {"source_hidden": True}
+    nb.cells[-1].metadata.tags = ["widget"]
+    return nb
+
+
+@pytest.mark.parametrize("number", ["small", *filter(None, os.environ.get("COURSE_BROWSER_NOTEBOOKS", "").split(","))])
 def test_a_notebook_runs_and_its_sliders_move_pictures(lab, page, record_property, number):
-    """Notebook 01; others when their numbers are in COURSE_BROWSER_NOTEBOOKS, as "01,02,03"."""
     folder, address = lab
-    (path,) = find_notebooks([number])
-    nb = nbformat.read(path, as_version=4)
+    path = Path("small.ipynb") if number == "small" else find_notebooks([number])[0]
+    nb = small_notebook() if number == "small" else nbformat.read(path, as_version=4)
     widgets = sum("widget" in cell.metadata.get("tags", []) for cell in nb.cells)
     seconds = run_all(page, nb, folder, address, path.name)
     record_property("note", f"{path.stem} in the browser: Run All took {seconds:.0f} s")

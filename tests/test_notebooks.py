@@ -8,7 +8,7 @@ import copy
 import pkgutil
 
 import pytest
-from notebook_gates import problems_of, read, run_exercises, solved
+from notebook_gates import code_cells, problems_of, read, run_exercises, solved
 
 from course_utils.classroom import exercises
 from course_utils.classroom.exercises.__main__ import exercises_of, sync
@@ -32,7 +32,7 @@ def test_structure(path, record_property):
     size = path.stat().st_size / 1000
     if size > 300:
         record_property("note", f"{path.stem}: {size:.0f} kB; 300 is the wish, 1000 the limit")
-    assert problems_of(read(path), path.stem) == []
+    assert problems_of(read(path), path) == []
 
 
 @every_notebook
@@ -44,9 +44,15 @@ def test_solutions_to_unfold_are_those_of_the_package(path):
 @every_notebook
 def test_solutions_pass_in_the_notebook_with_only_the_cells_they_need(path, monkeypatch):
     monkeypatch.setenv("COURSE_REQUIRE_SOLUTIONS", "1")
-    own = exercises_of(path)
-    said = run_exercises(solved(read(path), own), path.parent)
+    nb, own = read(path), exercises_of(path)
+    said = run_exercises(solved(nb, own), path.parent)
     assert all(f"✅ Exercise {number}: right." in said for number in own)
+    handed_on = sum(cell.source.count(" = yours(") for _, cell in code_cells(nb))
+    assert said.count("from here on your function is used.") == handed_on
+
+
+def test_an_experiment_uses_the_readers_function():
+    assert any(" = yours(" in cell.source for path in NOTEBOOKS for _, cell in code_cells(read(path)))
 
 
 def test_the_picture_of_the_readme_is_an_output_of_a_notebook():

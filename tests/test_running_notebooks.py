@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from course_utils.classroom import notebooks as build
+from course_utils.classroom import notebooks
 
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.show()"
 SLIDER = "import ipywidgets\nipywidgets.IntSlider(3)"
@@ -28,11 +28,11 @@ def write(folder, *cells, name="01_tiny.ipynb", kernel="python3"):
 
 def test_outputs_are_written_in_one_clean_run_by_this_interpreter(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "kernels-of-someone-else"))
-    monkeypatch.setenv("EXPECTED_PREFIX", build.sys.prefix)
+    monkeypatch.setenv("EXPECTED_PREFIX", notebooks.sys.prefix)
     stale = new_code_cell("", execution_count=9, outputs=[new_output("stream", text="old")])
     path = write(tmp_path / "수업", new_markdown_cell("# 제목"), OWN_PYTHON, stale, PLOT, SLIDER, kernel="no-such")
     before = nbformat.read(path, as_version=4)
-    build.execute(path)
+    notebooks.execute(path)
     after = nbformat.read(path, as_version=4)
 
     assert [c.id for c in after.cells] == [c.id for c in before.cells]
@@ -56,7 +56,7 @@ def test_a_cell_that_raises_leaves_the_file_as_it_was(tmp_path, tags):
     path = write(tmp_path, "print(1)", new_code_cell("1 / 0", metadata={"tags": tags}), "print(2)")
     before = path.read_bytes()
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
-        build.execute(path)
+        notebooks.execute(path)
     assert path.read_bytes() == before
 
 
@@ -64,7 +64,7 @@ def test_a_cell_that_never_ends_leaves_the_file_as_it_was(tmp_path):
     path = write(tmp_path, "import time\ntime.sleep(60)")
     before = path.read_bytes()
     with pytest.raises(CellTimeoutError):
-        build.execute(path, timeout=1)
+        notebooks.execute(path, timeout=1)
     assert path.read_bytes() == before
 
 
@@ -72,7 +72,7 @@ def test_an_output_with_the_project_folder_is_refused(tmp_path):
     path = write(tmp_path / "내 folder", "1", "import os\nos.getcwd()")
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"01_tiny\.ipynb, code cell 2: an output shows the folder"):
-        build.execute(path, root=path.parent)
+        notebooks.execute(path, root=path.parent)
     assert path.read_bytes() == before
 
 
@@ -86,16 +86,16 @@ def test_few_colours_survive_exactly_and_many_nearly():
     few = np.repeat(np.array([[[31, 119, 180], [255, 127, 14], [255, 255, 255]]], np.uint8), 20, axis=0)
     many = np.stack(np.meshgrid(np.arange(256), np.arange(256), [128]), axis=-1).reshape(256, 256, 3).astype(np.uint8)
     for array, worst in ((few, 0), (many, 16)):
-        small = Image.open(io.BytesIO(build.reduce_png(png(array, "RGB"))))
+        small = Image.open(io.BytesIO(notebooks.reduce_png(png(array, "RGB"))))
         assert small.mode == "P"
         assert np.abs(np.asarray(small.convert("RGB")).astype(int) - array).max() <= worst
 
 
 def test_what_is_transparent_becomes_white_and_a_second_reduction_changes_nothing():
     clear = np.zeros((4, 4, 4), np.uint8)
-    once = build.reduce_png(png(clear, "RGBA"))
+    once = notebooks.reduce_png(png(clear, "RGBA"))
     assert np.asarray(Image.open(io.BytesIO(once)).convert("RGB")).min() == 255
-    assert build.reduce_png(once) == once
+    assert notebooks.reduce_png(once) == once
 
 
 def test_notebooks_are_found_by_number_name_or_path(tmp_path):
@@ -106,15 +106,15 @@ def test_notebooks_are_found_by_number_name_or_path(tmp_path):
         (("10", "01"), [first, tenth]),
         (("02_b", "notebooks/02_b.ipynb"), [second]),
     ]:
-        assert build.find_notebooks(names, tmp_path) == expected
+        assert notebooks.find_notebooks(names, tmp_path) == expected
     with pytest.raises(ValueError, match=r"notebook: got '3'; there are 01_a, 02_b, 10_c"):
-        build.find_notebooks(["3"], tmp_path)
+        notebooks.find_notebooks(["3"], tmp_path)
 
 
 def test_the_command_stops_at_the_first_error_and_names_the_notebook(tmp_path, monkeypatch, capsys):
     paths = [write(tmp_path, code, name=f"0{i}_x.ipynb") for i, code in enumerate(["1", "undefined", "2"])]
-    monkeypatch.setattr(build, "find_notebooks", lambda names: paths)
-    assert build.main([]) == 1
+    monkeypatch.setattr(notebooks, "find_notebooks", lambda names: paths)
+    assert notebooks.main([]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith("00_x.ipynb") and captured.out.count("\n") == 1
     assert "01_x.ipynb: not saved" in captured.err and "NameError" in captured.err

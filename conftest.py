@@ -1,4 +1,4 @@
-"""For all tests: no network, the checked-out package, and a closing table of times."""
+"""For all tests, notebooks too: no network, the checked-out package, and a closing table of times."""
 
 import importlib.util
 import os
@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
-GUARD = TESTS / "network_guard"
+ROOT = Path(__file__).resolve().parent
+GUARD = ROOT / "tests" / "network_guard"
 BUDGETS = {"00": 20, "03": 120, "07": 120}
 BUDGET = 90
 
 
 def pytest_configure(config):
     """Before nbval starts a kernel: processes started from here inherit the guard, and this process has it too."""
-    paths = [str(GUARD), str(TESTS.parent)]
+    paths = [str(GUARD), str(ROOT)]
     others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p not in paths]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths + others)
     os.environ.pop("COURSE_REQUIRE_SOLUTIONS", None)  # the tests set it where it is wanted
     if not hasattr(config, "workerinput"):  # every slider position is drawn while nbval runs a notebook
         handle, os.environ["COURSE_SWEEP_WIDGETS"] = tempfile.mkstemp(prefix="sweeps-")
         os.close(handle)
+    config.option.loadscopereorder = False  # xdist: files come in our order, not those with most tests first
     os.environ["COURSE_QUIET"] = "1"  # no progress bars among what nbval compares
     spec = importlib.util.spec_from_file_location("network_guard", GUARD / "sitecustomize.py")
     guard = importlib.util.module_from_spec(spec)
@@ -29,17 +30,30 @@ def pytest_configure(config):
     guard.install()
 
 
-LONGEST_FIRST = ("07", "03", "05", "01", "04", "06", "02")  # so that two processes end together
+LONGEST_FIRST = ("03", "05", "06", "02", "04", "07", "01")  # so that two processes end together
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks come first, long ones before; `--dist=loadfile` keeps each in one process."""
+    """Notebooks come first, long ones before; `--dist=loadfile` keeps each in one process.
+
+    (`--dist=loadgroup` of xdist 3.8 keeps nothing together beside pytest 9.2: it writes a group into an attribute that
+    pytest no longer reads.)
+    """
 
     def place(item):
         number = item.path.stem[:2] if item.path.suffix == ".ipynb" else None
         return LONGEST_FIRST.index(number) if number in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)  # stable
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    """Side by side with others a notebook trains in its own process: starting more would only cost time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.path.suffix == ".ipynb" and int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+            patch.setenv("COURSE_JOBS", "1")  # for the kernel, which nbval starts in the setup of the first cell
+        return (yield)
 
 
 def pytest_unconfigure(config):
