@@ -155,8 +155,8 @@ def deferred(setting: Setting, make_loss: Callable) -> DeferredReweighting:
 
 
 def unit_cosine(in_features: int, num_classes: int) -> CosineClassifier:
-    """Plain cosines, which LDAM wants."""
-    return CosineClassifier(in_features, num_classes, scale=1.0, learn_scale=False)
+    """Plain cosines, which LDAM wants, and rows that start with norm 1, as in its released code."""
+    return CosineClassifier(in_features, num_classes, scale=1.0, learn_scale=False, unit_rows=True)
 
 
 square_root = recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed))

@@ -157,6 +157,18 @@ def test_the_scale_is_learnt_only_if_it_may_be(features, learn_scale):
     assert head.scale.item() == 2 and CosineClassifier(2, 2).scale.item() == 10
 
 
+def test_unit_rows_start_and_are_added_with_norm_1_in_the_directions_of_the_usual_start():
+    heads = []
+    for unit_rows in (False, True):
+        torch.manual_seed(0)
+        head = CosineClassifier(64, 26, unit_rows=unit_rows)
+        head.extend(5)
+        heads.append(head.weight.detach())
+    usual, unit = heads
+    assert torch.allclose(row_norms(unit), torch.ones(31)) and row_norms(usual).mean() == pytest.approx(0.58, abs=0.02)
+    assert torch.allclose(direction(usual), unit, atol=1e-6)
+
+
 @pytest.mark.parametrize("dim", [7, 64, 513])
 @pytest.mark.parametrize(("first", "new"), [(1, 1), (4, 3), (14, 3), (20, 17)])
 def test_a_longer_cosine_head_gives_the_old_logits_bit_for_bit(dim, first, new):

@@ -135,7 +135,7 @@ def test_ldam_with_drw_trains_and_a_stopped_run_goes_on_with_the_right_weights(t
 
     def run(epochs_until_killed=None, checkpoint=None):
         torch.manual_seed(0)
-        model = MLP(3, in_features=36, head=CosineClassifier(64, 3, scale=1.0, learn_scale=False))
+        model = MLP(3, in_features=36, head=CosineClassifier(64, 3, scale=1.0, learn_scale=False, unit_rows=True))
         loss = DeferredReweighting(partial(LDAMLoss, data.counts), data.counts, 8, at=0.5)
 
         def evaluate(model):

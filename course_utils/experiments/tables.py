@@ -16,9 +16,9 @@ from torch import nn
 
 from .. import losses
 from ..data import english_letter_counts, load_images, long_tailed, step_counts
-from ..heads import CosineClassifier
 from ..incremental import run_incremental, train_base
 from ..incremental_methods import ARMS
+from ..methods import unit_cosine
 from ..metrics import average_incremental_accuracy, mean_and_spread, per_class_accuracy, shot_accuracy
 from ..networks import SmallCNN
 from ..runtime import require
@@ -91,7 +91,7 @@ def ldam_cell(
     train = long_tailed(load_images("letters", "train"), wanted, seed=seed)
     cosine = "LDAM" in method or "uniform" in method
     torch.manual_seed(seed)
-    model = SmallCNN(classes, head=CosineClassifier(64, classes, scale=1.0, learn_scale=False) if cosine else None)
+    model = SmallCNN(classes, head=unit_cosine(64, classes) if cosine else None)
     fit(
         model,
         train,
