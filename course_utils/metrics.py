@@ -252,6 +252,29 @@ def paired_differences(first: Mapping[int, Mapping], second: Mapping[int, Mappin
     return [100 * (first[s]["groups"][group] - second[s]["groups"][group]) for s in first if s in second]
 
 
+def paired_interval(differences: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
+    """The interval in which the mean difference lies, from differences paired by seed: (low, high).
+
+    Student's t: mean -/+ t s / sqrt(n) with n - 1 degrees of freedom. It holds the true mean in `confidence` of cases,
+    however few seeds there are, if differences are about normal. An interval that holds 0 is a tie.
+
+    differences: n of at least 2, one a seed, in any unit. confidence: above 0, below 1.
+
+    Raises:
+        ValueError: fewer than two differences, one that is not finite, or a confidence out of range.
+    """
+    from scipy.special import stdtrit  # the quantile of Student's t; here: not every process of a grid needs it
+
+    values = [float(value) for value in differences]
+    require(len(values) >= 2, "differences", f"{len(values)} of them", "at least 2, one a seed")
+    require(all(map(math.isfinite, values)), "differences", values, "finite numbers")
+    require(0 < confidence < 1, "confidence", confidence, "above 0 and below 1")
+    mean, spread = mean_and_spread(values)
+    # mean -/+ t_{n - 1} s / sqrt(n)
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * spread / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
 def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values`; NaN for fewer than two. Always the same random draws.
 

@@ -17,6 +17,7 @@ from course_utils.metrics import (
     open_set_auroc,
     open_set_f_measure,
     open_set_fpr,
+    paired_interval,
     per_class_accuracy,
     reliability_bins,
     shot_accuracy,
@@ -416,3 +417,36 @@ def test_fpr_by_hand():
 def test_a_share_outside_its_range_is_refused(accepted):
     with pytest.raises(ValueError, match=r"accepted: got .*; allowed: above 0, at most 1"):
         open_set_fpr(torch.rand(4), torch.tensor([True, False, True, False]), accepted=accepted)
+
+
+# ---- intervals over seeds --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n, confidence", [(2, 0.95), (3, 0.9), (5, 0.95), (12, 0.5)])
+def test_paired_interval_is_that_of_scipy(n, confidence):
+    from scipy import stats
+
+    values = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) * 3 + 1
+    want = stats.t.interval(confidence, n - 1, values.mean().item(), stats.sem(values.numpy()))
+    assert paired_interval(values.tolist(), confidence) == pytest.approx(want, rel=1e-9)
+    assert paired_interval(v for v in values) == paired_interval(values.tolist()), "an iterator, of tensors"
+
+
+def test_paired_interval_holds_the_truth_as_often_as_it_says():
+    samples = torch.randn(2000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).tolist()
+    ends = [paired_interval(sample) for sample in samples]
+    assert sum(low <= 0 <= high for low, high in ends) / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    "differences, confidence, message",
+    [
+        ([], 0.95, "differences: got 0 of them; allowed: at least 2, one a seed"),
+        ([1.0], 0.95, "differences: got 1 of them; allowed: at least 2, one a seed"),
+        ([1.0, math.nan], 0.95, "differences: got .*nan.*; allowed: finite numbers"),
+        ([1.0, 2.0], 95, "confidence: got 95; allowed: above 0 and below 1"),
+    ],
+)
+def test_paired_interval_refuses(differences, confidence, message):
+    with pytest.raises(ValueError, match=message):
+        paired_interval(differences, confidence)
