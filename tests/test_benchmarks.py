@@ -11,32 +11,20 @@ from benchmarks.__main__ import BENCHMARKS, main
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch):
     monkeypatch.setenv("COURSE_QUIET", "1")
+    monkeypatch.setenv("COURSE_JOBS", "1")  # starting processes would take longer than all that is measured
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
-def test_the_training_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):
+def measured(command, tmp_path, capsys):
     file = tmp_path / "result.json"
-    assert (
-        main(
-            [
-                "training",
-                "--epochs",
-                "1",
-                "--max-count",
-                "6",
-                "--seeds",
-                "2",
-                "--test-per-class",
-                "5",
-                "--json",
-                str(file),
-            ]
-        )
-        == 0
-    )
-    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    assert main([*command.split(), "--json", str(file)]) == 0
+    return json.loads(file.read_text()), capsys.readouterr().out
+
+
+def test_the_training_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):
+    result, printed = measured("training --epochs 1 --max-count 6 --seeds 2 --test-per-class 5", tmp_path, capsys)
     assert (result["epochs"], result["seeds"]) == (1, 2) and result["common"]["workers"] in (0, 2)
     assert 26 <= result["images"] < 100
     for way in ("course", "common"):
@@ -46,27 +34,7 @@ def test_the_training_benchmark_runs_and_says_what_it_measured(tmp_path, capsys)
 
 
 def test_the_incremental_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
-    file = tmp_path / "result.json"
-    assert (
-        main(
-            [
-                "incremental",
-                "--sizes",
-                "25x4",
-                "60x8",
-                "--epochs",
-                "1",
-                "--max-count",
-                "8",
-                "--repeats",
-                "1",
-                "--json",
-                str(file),
-            ]
-        )
-        == 0
-    )
-    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    result, printed = measured("incremental --sizes 25x4 60x8 --epochs 1 --max-count 8 --repeats 1", tmp_path, capsys)
     assert (result["epochs"], result["repeats"], result["exemplars"]) == (1, 1, 20)
     assert [(row["images"], row["dim"]) for row in result["herding"]] == [(25, 4), (60, 8)]
     for row in result["herding"]:
@@ -79,40 +47,18 @@ def test_the_incremental_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
 
 
 def test_the_losses_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
-    file = tmp_path / "result.json"
-    assert main(["losses", "--batch", "16", "--classes", "30", "--repeats", "2", "--json", str(file)]) == 0
-    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    result, printed = measured("losses --batch 16 --classes 30 --repeats 2", tmp_path, capsys)
     assert result["course_and_one_hot_agree"] and "agree in value and gradient" in printed
     assert set(result["ways"]) == {"course", "one-hot", "cross-entropy"}
     assert all(way["cpu_seconds"] > 0 for way in result["ways"].values())
 
 
 def test_the_openworld_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
-    file = tmp_path / "result.json"
-    assert (
-        main(
-            [
-                "openworld",
-                "--batch",
-                "30",
-                "--classes",
-                "40",
-                "--features",
-                "7",
-                "--repeats",
-                "2",
-                "--growth",
-                "20",
-                "50",
-                "--growth-features",
-                "9",
-                "--json",
-                str(file),
-            ]
-        )
-        == 0
+    result, printed = measured(
+        "openworld --batch 30 --classes 40 --features 7 --repeats 2 --growth 20 50 --growth-features 9",
+        tmp_path,
+        capsys,
     )
-    result, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert result["agree"] and "distances and reads agree" in printed
     assert set(result["ways"]) == {"course", "cdist", "expanded", "products", "read"}
     assert all(way["cpu_seconds"] > 0 for way in result["ways"].values())
@@ -121,32 +67,11 @@ def test_the_openworld_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
 
 
 def test_the_decoupling_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
-    file = tmp_path / "result.json"
-    assert (
-        main(
-            [
-                "decoupling",
-                "--images",
-                "2600",
-                "--classes",
-                "40",
-                "--sweep-images",
-                "300",
-                "--sweep-classes",
-                "12",
-                "--features",
-                "8",
-                "--values",
-                "5",
-                "--repetitions",
-                "1",
-                "--json",
-                str(file),
-            ]
-        )
-        == 0
+    result, printed = measured(
+        "decoupling --images 2600 --classes 40 --sweep-images 300 --sweep-classes 12 --features 8 --values 5 --repetitions 1",
+        tmp_path,
+        capsys,
     )
-    result, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert (result["images"], result["classes"], result["features"]) == (2600, 40, 8)
     assert list(result["rows"]) == ["class-balanced epoch", "square-root epoch", "5 values of tau"]
     for name, row in result["rows"].items():
@@ -162,9 +87,7 @@ def test_an_unknown_benchmark_is_refused(arguments, capsys):
 
 
 def test_the_experiments_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):
-    file = tmp_path / "result.json"
-    assert main(["experiments", "--images", "16", "--batch-size", "8", "--turns", "1", "--json", str(file)]) == 0
-    result, printed = json.loads(file.read_text()), capsys.readouterr().out
+    result, printed = measured("experiments --images 16 --batch-size 8 --turns 1", tmp_path, capsys)
     assert result["common"][0] > 0 and all(rates[0] > 0 for rates in result["course"].values())
     assert all(value > 1e8 for value in result["peak"].values()) and str(result["workers"]) in result["trial_rates"]
     assert "common recipe, float32" in printed and "of peak" in printed
