@@ -113,7 +113,7 @@ def common_run(images: int, batch_size: int, workers: int) -> float:
     return images / seconds
 
 
-def peak(precision: str, size: int = 1024) -> float:
+def peak(precision: str, size: int) -> float:
     """Multiplications a second of a product of square matrices, on one thread of a CPU or the whole GPU."""
     device, _ = choose_device()
     threads = torch.get_num_threads()
@@ -129,7 +129,7 @@ def peak(precision: str, size: int = 1024) -> float:
     return size**3 / best
 
 
-def measure(images: int = 1024, batch_size: int = 128, turns: int = 3) -> dict:
+def measure(images: int = 1024, batch_size: int = 128, turns: int = 3, peak_size: int = 1024) -> dict:
     """All numbers: images a second of the whole machine."""
     device, best = choose_device()
     jobs = jobs_or_default(None) if device.type == "cpu" else 1
@@ -158,7 +158,7 @@ def measure(images: int = 1024, batch_size: int = 128, turns: int = 3) -> dict:
         "trial_rates": {str(k): v for k, v in trials.items()},
         "common": common,
         "course": course,
-        "peak": {precision: peak(precision) * jobs for precision in precisions},
+        "peak": {precision: peak(precision, peak_size) * jobs for precision in precisions},
     }
 
 
@@ -186,9 +186,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--peak-size", type=int, default=1024, help="rows of the matrices that measure the peak")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     options = parser.parse_args(arguments)
-    result = measure(options.images, options.batch_size, options.turns)
+    result = measure(options.images, options.batch_size, options.turns, options.peak_size)
     print(table(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -87,7 +87,7 @@ def test_an_unknown_benchmark_is_refused(arguments, capsys):
 
 
 def test_the_experiments_benchmark_runs_and_says_what_it_measured(tmp_path, capsys):
-    result, printed = measured("experiments --images 16 --batch-size 8 --turns 1", tmp_path, capsys)
+    result, printed = measured("experiments --images 16 --batch-size 8 --turns 1 --peak-size 64", tmp_path, capsys)
     assert result["common"][0] > 0 and all(rates[0] > 0 for rates in result["course"].values())
     assert all(value > 1e8 for value in result["peak"].values()) and str(result["workers"]) in result["trial_rates"]
     assert "common recipe, float32" in printed and "of peak" in printed

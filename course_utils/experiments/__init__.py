@@ -1,11 +1,11 @@
 """Machinery for many trainings. In reading order:
 
-    grid       run_grid(): one function over all combinations of settings and seeds
-    studies    named experiments that compare METHODS (Study): data, network, budget, and one training of them
-    tables     named experiments of other kinds that lessons show (Table), and the text that each becomes
-    runs       run a study or a table in a folder, stopped and taken up at any moment; read it back
-    reports    tables and figures of finished experiments
-    command    `python -m course_utils experiments list | run | report`
-    cells      results computed once and kept, a small JSON file each
-    workers    calls side by side: processes here, or a Dask cluster
+grid       run_grid(): one function over all combinations of settings and seeds
+studies    named experiments that compare METHODS (Study): data, network, budget, and one training of them
+tables     named experiments of other kinds that lessons show (Table), and the text that each becomes
+runs       run a study or a table in a folder, stopped and taken up at any moment; read it back
+reports    tables and figures of finished experiments
+command    `python -m course_utils experiments list | run | report`
+cells      results computed once and kept, a small JSON file each
+workers    calls side by side: processes here, or a Dask cluster
 """
