@@ -58,6 +58,9 @@ def herding(features: Tensor, k: int) -> Tensor:
 
     Raises:
         ValueError: k outside 1 .. N, or features that are not finite.
+
+    Differs from the released code of LUCIR in: a row is never chosen again. There it may be, and is then taken off the
+    sum once more without filling a place, so later choices can differ; the more rows are chosen, the more of them.
     """
     shape = tuple(features.shape)
     require(len(shape) == 2 and 1 <= k <= shape[0], "k", f"{k} for features of shape {shape}", "1 to N for (N, D)")
@@ -172,6 +175,8 @@ def run_incremental(
     train, test = train.only(order), test.only(order)
     empty = order[int(train.counts.argmin())]
     require(train.counts.all(), "train", f"no image of class {empty!r}", "at least one of each class")
+    enough = arm.correct != "bias" or train.counts.min() > 1
+    require(enough, "train", f"one image of class {empty!r}", "at least 2 of each class for BiC, which holds one out")
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
     starts = [0, *accumulate(map(len, phases))]
     model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
@@ -235,14 +240,8 @@ class _Learner:
             reseed(seed * 1_000_003 + num_old)
             self._grow(self.train.subset(new), num_new)
         kept, held_out = self.memory, []
-        if arm.correct == "bias":  # held out: as many images of each new class as of each old one
-            each = max(1, len(self.memory[0]) // 10)
-            kept, held_out = [m[:-each] for m in self.memory], [m[-each:] for m in self.memory]
-            for j in range(num_old, num_old + num_new):
-                mine = new[self.train.labels[new] == j]
-                pick = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))[:each]]
-                held_out.append(pick)
-                new = new[~torch.isin(new, pick)]
+        if arm.correct == "bias":
+            kept, new, held_out = self._hold_out(new)
         data = self.train.subset(torch.cat([new, *kept]))
         cached = data if self.options["augment"] is None else None
         objective = PhaseObjective(arm, teacher, num_old, num_new, self.correction, cached)
@@ -268,6 +267,19 @@ class _Learner:
             if arm.freeze_old_rows:
                 model.head.freeze_old_rows()
         model.num_classes += num_new
+
+    def _hold_out(self, new: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """For BiC: exemplars and new images to train on, and as many images of each old and new class held out.
+
+        That many: a tenth of the exemplars of a class, or of the images of the smallest class if it has fewer.
+        """
+        labels, seed = self.train.labels[new], self.options["seed"]
+        by_class = [new[labels == j] for j in labels.unique()]
+        each = max(1, min(map(len, self.memory + by_class)) // 10)
+        kept, held_out = [m[:-each] for m in self.memory], [m[-each:] for m in self.memory]
+        for mine in by_class:
+            held_out.append(mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))[:each]])
+        return kept, new[~torch.isin(new, torch.cat(held_out))], held_out
 
     def choose_exemplars(self, new: Tensor) -> None:
         """Herd those of the new classes, whose images are at the places `new`."""

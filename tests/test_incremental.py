@@ -302,6 +302,51 @@ def test_bic_holds_out_a_tenth_of_the_exemplars_and_as_many_new_images_and_never
     assert [labels.bincount().tolist() for labels in corrected] == [[2] * 4, [2] * 6]
 
 
+def uneven(counts):
+    """Eight classes with so many images each, and a base for the first four."""
+    labels = torch.arange(8).repeat_interleave(torch.tensor(counts))
+    images = torch.randint(256, (len(labels), 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    data = LabeledImages(images.to(torch.uint8), labels, tuple("abcdefgh"))
+    start = train_base("linear", data.only("abcd"), network=SMALL, epochs=1, augment=None)
+    return {"phases": ["abcd", "efgh"], "train": data, "test": data, "base": start, "epochs": 1}
+
+
+LONG_TAIL = 300, 200, 100, 50, 25, 12, 8, 5
+
+
+@pytest.mark.parametrize(
+    ("counts", "exemplars", "trained", "held_out"),
+    [
+        (LONG_TAIL, None, [299, 199, 99, 49, 24, 11, 7, 4], [1] * 8),
+        (LONG_TAIL[::-1], None, [4, 7, 11, 24, 49, 99, 199, 299], [1] * 8),
+        ((90, 80, 70, 60, 50, 40, 30, 25), None, [88, 78, 68, 58, 48, 38, 28, 23], [2] * 8),
+        ((2,) * 8, None, [1] * 8, [1] * 8),
+        ((30, 3, 30, 30, 30, 30, 2, 30), 20, [19, 2, 19, 19, 29, 29, 1, 29], [1] * 8),
+        ((60,) * 8, 40, [36] * 4 + [56] * 4, [4] * 8),
+    ],
+)
+def test_bic_trains_on_every_class_and_holds_out_equally_many_of_each(
+    monkeypatch, counts, exemplars, trained, held_out
+):
+    options = uneven(counts)
+    fits, corrected = spy_on(monkeypatch, "fit"), []
+    monkeypatch.setattr(BiasCorrection, "fit", lambda self, logits, labels: corrected.append(labels) or self)
+    run("BiC", exemplars=exemplars, **options)
+    assert fits[0][0][1].counts.tolist() == trained
+    assert corrected[0].bincount().tolist() == held_out
+
+
+def test_bic_refuses_a_class_with_one_image(monkeypatch):
+    options = uneven((9, 9, 9, 9, 9, 9, 1, 9))
+    with pytest.raises(
+        ValueError, match="train: got one image of class 'g'; allowed: at least 2 of each class for BiC"
+    ):
+        run("BiC", exemplars=None, **options)
+    fits = spy_on(monkeypatch, "fit")
+    run("replay", exemplars=None, **options)
+    assert fits[0][0][1].counts[6] == 1
+
+
 def test_what_is_measured_agrees_with_slow_references():
     result, models = models_of("LUCIR", oracle=True, epochs=3)
     table = torch.full((3, 3), math.nan)
