@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
-from .runtime import require
+from .runtime import digest, require, tensor_digest
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class LabeledImages:
         new_label[chosen] = torch.arange(len(chosen), device=self.labels.device)
         labels = new_label[self.labels]
         return LabeledImages(self.images[labels >= 0], labels[labels >= 0], tuple(class_names))
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of SHA-256 over class names, labels and pixels, the same on every device."""
+        return digest(self.class_names, tensor_digest(self.labels), tensor_digest(self.images))
 
     def to(self, device: torch.device | str) -> LabeledImages:
         """The same on another device. Do this once, before training."""
