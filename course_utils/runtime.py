@@ -369,7 +369,9 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 def _in_package(part: Any) -> bool:
     """Whether it comes from an installed package, whose versions one knows, rather than from a notebook or a script."""
-    return bool(getattr(sys.modules.get(part.__module__ or ""), "__package__", None)) or part.__module__ == "builtins"
+    name = part.__module__ or ""
+    package = getattr(sys.modules.get(name), "__package__", None)
+    return name == "builtins" or (name != "__main__" and bool(package))
 
 
 def _code(code: types.CodeType) -> str:
