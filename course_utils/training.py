@@ -247,17 +247,15 @@ def fit(
             network or other settings wrote.
         FloatingPointError: the loss became NaN or infinite.
     """
-    _check_arguments(model, train, epochs, lr, groups or {}, loss, objective, sampler)
-    _check_last_batch(model, train, batch_size, sampler)
+    _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler)
     device = device_of(model)
     sampler = InstanceBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
     batches = Batches(train, batch_size, sampler=sampler, augment=augment)
-    loss = nn.CrossEntropyLoss() if loss is None else loss
-    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss or nn.CrossEntropyLoss()
     updates = _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups)
-    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision)}
-    parts = {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
-    settings = numbers if checkpoint is None else _settings(model, train, updates, groups, numbers, parts)
+    parts = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
+    parts |= {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
+    settings = {} if checkpoint is None else _settings(model, train, updates, groups, parts)
     history: History = load_checkpoint(checkpoint, model, updates, settings)
 
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
@@ -280,7 +278,7 @@ def fit(
     return history
 
 
-def _check_arguments(model, train, epochs, lr, groups, loss, objective, sampler) -> None:
+def _check_arguments(model, train, epochs, batch_size, lr, groups, loss, objective, sampler) -> None:
     device, made_for = device_of(model), len(getattr(sampler, "labels", train))
     require(epochs >= 1, "epochs", epochs, "at least 1")
     require(0 < lr < math.inf, "lr", lr, "above 0")
@@ -298,6 +296,7 @@ def _check_arguments(model, train, epochs, lr, groups, loss, objective, sampler)
         require(known, "groups", repr(beginning), f"the beginning of a parameter's name: {names}")
         ok = own.keys() <= {"lr", "weight_decay"} and all(value >= 0 for value in own.values())
         require(ok, "groups", f"{dict(own)} for {beginning!r}", "lr and weight_decay, at least 0")
+    _check_last_batch(model, train, batch_size, sampler)
 
 
 def _check_last_batch(model, train, batch_size, sampler) -> None:
@@ -328,14 +327,13 @@ def _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups):
     return optimizer(parameter_groups(model, weight_decay, groups), lr=lr, weight_decay=weight_decay, **own)
 
 
-def _settings(model, train, optimizer, groups, numbers, parts: dict[str, Any]) -> dict[str, Any]:
+def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint remembers of them, so that another training does not go on from it."""
     _tell(0, parts["sampler"], parts["loss"])  # as they are before training
     weights = frozenset(map(id, (*model.parameters(), *model.buffers())))  # a checkpoint has their values
     found = {
         "optimizer": type(optimizer).__name__,
         **optimizer.defaults,
-        **numbers,
         "trainable": sum(w.requires_grad for w in model.parameters()),
         "groups": {name: dict(own) for name, own in (groups or {}).items()} or None,
         "counts": train.counts.tolist(),
