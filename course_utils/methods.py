@@ -378,7 +378,7 @@ def train_methods(
     groups = trainings_of(names)
     lacking = [n for members in groups.values() for n in members if "validation" in METHODS[n].needs]
     allowed = f"images to choose on, for {', '.join(lacking)}"
-    require(validation or not lacking, "validation", "no image" if validation else None, allowed)
+    require(validation or not lacking, "validation", None if validation is None else "no image", allowed)
     done = {}
     for training, members in groups.items():
         stage = METHODS[training].train(setting)

@@ -164,7 +164,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _calibration(seeds: Mapping[int, Mapping]) -> str:
-    values = [row["calibration_error"] for row in seeds.values() if "calibration_error" in row]
+    values = [row["calibration_error"] for row in seeds.values() if row.get("calibration_error") is not None]
     return _percent(values) if values else "–"
 
 
