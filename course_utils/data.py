@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import expanded, read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
-from .runtime import require
+from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
+from .runtime import digest, located, require, tensor_digest
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class LabeledImages:
         new_label[chosen] = torch.arange(len(chosen), device=self.labels.device)
         labels = new_label[self.labels]
         return LabeledImages(self.images[labels >= 0], labels[labels >= 0], tuple(class_names))
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of SHA-256 over class names, labels and pixels, the same on every device."""
+        return digest(self.class_names, tensor_digest(self.labels), tensor_digest(self.images))
 
     def to(self, device: torch.device | str) -> LabeledImages:
         """The same on another device. Do this once, before training."""
@@ -203,8 +207,8 @@ def load_images(
         for option, value in (("size", size), ("skip_broken", skip_broken)):
             require(not value, option, f"{value} with {name!r}", "only with a folder of images")
         return LabeledImages(*readers[name](name, split, roots_for(root), download))
-    if expanded(name).is_dir():
-        return LabeledImages(*read_folder(expanded(name), split, size, skip_broken))
+    if located(name).is_dir():
+        return LabeledImages(*read_folder(located(name), split, size, skip_broken))
     raise ValueError(f"name: got {str(name)!r}; allowed: {', '.join(readers)}, or the path of a folder of images")
 
 

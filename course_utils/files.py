@@ -25,7 +25,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 
-from .runtime import require
+from .runtime import located, require
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -46,14 +46,9 @@ TURNS = dict(zip(range(2, 9), (Image.Transpose(t) for t in (0, 3, 1, 5, 4, 6, 2)
 Raw = tuple[Tensor, Tensor, tuple[str, ...]]
 
 
-def expanded(path: str | Path) -> Path:
-    """The path, with a leading ~ as the home folder."""
-    return Path(os.path.expanduser(path))
-
-
 def roots_for(root: str | Path | None) -> list[Path]:
     named = [root, os.environ.get("COURSE_DATA")]
-    return [expanded(r) for r in named if r] + [DATA_FOLDER]
+    return [located(r) for r in named if r] + [DATA_FOLDER]
 
 
 def read_letters(name: str, split: str, roots: list[Path], download: bool) -> Raw:

@@ -147,10 +147,6 @@ def recipe(loss: Make | None = None, sampler: Make | None = None, head: Head | N
     return train
 
 
-def ldam_loss(setting: Setting, weight: Tensor | None = None) -> LDAMLoss:
-    return LDAMLoss(setting.counts, scale=LDAM_SCALE, weight=weight)
-
-
 def deferred(setting: Setting, make_loss: Callable) -> DeferredReweighting:
     return DeferredReweighting(make_loss, setting.counts, setting.epochs, at=setting.defer_at)
 
@@ -167,9 +163,9 @@ re_weighting = recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weigh
 effective = recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99)))
 focal = recipe(loss=lambda s: FocalLoss(2.0))
 cosine = recipe(head=CosineClassifier)
-ldam = recipe(loss=ldam_loss, head=unit_cosine)
+ldam = recipe(loss=lambda s: LDAMLoss(s.counts, scale=LDAM_SCALE), head=unit_cosine)
 drw = recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss))
-ldam_drw = recipe(loss=lambda s: deferred(s, partial(ldam_loss, s)), head=unit_cosine)
+ldam_drw = recipe(loss=lambda s: deferred(s, partial(LDAMLoss, s.counts, scale=LDAM_SCALE)), head=unit_cosine)
 
 
 def oltr(setting: Setting) -> Stage:
@@ -392,7 +388,7 @@ def train_methods(
     groups = trainings_of(names)
     lacking = [n for members in groups.values() for n in members if "validation" in METHODS[n].needs]
     allowed = f"images to choose on, for {', '.join(lacking)}"
-    require(validation is not None or not lacking, "validation", None, allowed)
+    require(validation or not lacking, "validation", None if validation is None else "no image", allowed)
     done = {}
     for training, members in groups.items():
         stage = METHODS[training].train(setting)

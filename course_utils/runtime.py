@@ -7,10 +7,16 @@ are whole or not there, and the checkpoints of a training.
 from __future__ import annotations
 
 import contextlib
+import dis
+import hashlib
+import io
 import os
 import random
-from collections.abc import Callable, Iterator
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -101,7 +107,7 @@ def start(notebook: str | None = None, *, seed: int = 0, device: str | None = No
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     run = Run(notebook, chosen, seed, profile, int(threads), precision)
-    print(run)
+    say(run)
     return run
 
 
@@ -131,6 +137,13 @@ def require(ok: object, name: str, got: object, allowed: object) -> None:
     """Raise "name: got ...; allowed: ..." unless `ok`. `got` may be a function: it is called only for the message."""
     if not ok:
         raise ValueError(f"{name}: got {got() if callable(got) else got}; allowed: {allowed}")
+
+
+def say(text: object, file: Any = None) -> None:
+    """print(), for any output: characters that its encoding lacks (latin-1, cp949) become codes such as \\u2212."""
+    file = file or sys.stdout
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(str(text).encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def on_cpu(tensor: torch.Tensor) -> bool:
@@ -172,13 +185,21 @@ def progress_bar(total: int, unit: str, *, done: int = 0, delay: float = 0.0, sh
     return tqdm(total=total, initial=done, unit=unit, leave=False, delay=delay, disable=quiet)
 
 
+def located(path: str | Path) -> Path:
+    """The path, whose "~" is the home folder: for every path that comes from a reader."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~name, and there is no such user
+        raise ValueError(f"path: got {str(path)!r}; allowed: a path that exists ({error})") from error
+
+
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write(file)` on a temporary file beside `path`, then rename it: a reader sees all of it or nothing.
 
     Raises:
         OSError: the folder cannot be written to; the message names it. An older file at `path` stays as it was.
     """
-    path = Path(path)
+    path = located(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,38 +215,181 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             temporary.unlink()
 
 
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
 def save_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settings: dict, history: list) -> None:
     """Write what `load_checkpoint()` goes on from; `path` None: nothing."""
     if path is not None:
-        state = {"model": model.state_dict(), "settings": settings, "history": history}
-        state["optimizer"] = optimizer.state_dict()
-        write_atomically(Path(path).expanduser(), lambda file: torch.save(state, file))
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        buffer = io.BytesIO()  # torch.save() into a file tells a full disk from other errors by no message
+        torch.save(state | {"settings": settings, "digest": digest(describe("", state))}, buffer)
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settings: dict[str, Any]) -> list:
     """Bring `model` and `optimizer` to where they were saved and return the history; without a file, [].
 
     Raises:
-        ValueError: the file is no checkpoint, or one of another network or of other settings.
+        ValueError: the file is no checkpoint or a damaged one, or one of another network or of other settings.
     """
-    if path is None:
+    if path is None or not located(path).exists():
         return []
-    path = Path(path).expanduser()
-    try:  # on the CPU: load_state_dict() knows what belongs elsewhere
+    path = located(path)
+    with _naming(path):  # on the CPU: load_state_dict() knows what belongs elsewhere
         state = torch.load(path, map_location="cpu", weights_only=True)
-        weights, saved, history = state["model"], state["settings"], state["history"]
+        weights, history = state["model"], state["history"]
         theirs = {k: v.shape for k, v in weights.items()}
-    except FileNotFoundError:
-        return []
-    except Exception as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
+        pairs = {k: (state["settings"].get(k), settings.get(k)) for k in state["settings"] | settings}
+        odd = [f"{k}={old} instead of {new}" for k, (old, new) in pairs.items() if old != new]
     mine = {k: v.shape for k, v in model.state_dict().items()}
     if theirs != mine:
-        odd = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
-        raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(odd[:3])}")
-    pairs = {k: (saved.get(k), settings.get(k)) for k in saved | settings}
-    if odd := [f"{k}={old} instead of {new}" for k, (old, new) in pairs.items() if old != new]:
+        names = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
+        raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(names[:3])}")
+    if odd:
         raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd[:3])}")
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(state["optimizer"])
+    with _naming(path):
+        found = {name: state[name] for name in ("model", "optimizer", "history")}
+        require(digest(describe("", found)) == state["digest"], "digest", "another one", state["digest"])
+        optimizer.load_state_dict(state["optimizer"])
+        model.load_state_dict(weights)
     return history
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside becomes an error that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
+
+
+def digest(*parts: object) -> str:
+    """16 hexadecimal digits of SHA-256 over bytes, and the text of anything else."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes | memoryview) else repr(part).encode("utf-8", "backslashreplace"))
+    return found.hexdigest()[:16]
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """The same for type, shape and numbers of a tensor, on any device."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return digest(str(tensor.dtype), tuple(tensor.shape), raw)
+
+
+# ---- what a part of a training is ------------------------------------------------------------------------------------
+
+
+def describe(name: str, part: Any, known: frozenset[int] = frozenset()) -> dict[str, Any]:
+    """{"loss": "FocalLoss", "loss.gamma": 2.0, ...}: all that makes `part` what it is, to tell it from others.
+
+    Plain values as they are, tensors by digest; of a function its code, defaults, and what it uses from around it; of
+    an object its class and attributes; the parts of all these in turn. Equal in every process, on every device. Code
+    of packages counts by name alone. Cached properties are left out, and so is what has its id() in `known`.
+    """
+    if isinstance(part, np.generic):
+        part = part.item()
+    if part is None or type(part) in (bool, int, str) or (type(part) is float and part == part):
+        return {name: part}
+    if id(part) in known or isinstance(part, torch.device):
+        return {}
+    if isinstance(part, torch.Tensor):
+        return {name: f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)} {tensor_digest(part)}"}
+    if isinstance(part, np.ndarray):
+        return {name: f"{part.dtype} {part.shape} {digest(part.tolist() if part.dtype.hasobject else part.tobytes())}"}
+    if isinstance(part, os.PathLike):
+        return {name: str(part)}
+    if isinstance(part, torch.Generator):
+        return {name: part.initial_seed()}
+    if isinstance(part, list | tuple) and all(v is None or isinstance(v, bool | int | float | str) for v in part):
+        return {name: str(list(part)) if len(part) <= 8 else f"{len(part)} values {digest(list(part))}"}
+    title, inside = _inside(part)
+    known = known | {id(part)}
+    return {name: title} | {
+        k: v for key, one in inside.items() for k, v in describe(f"{name}.{key}", one, known).items()
+    }
+
+
+def _inside(part: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a thing, and the things it is made of."""
+    if isinstance(part, partial):
+        title, inside = _inside(part.func)
+        return title, inside | {str(i): v for i, v in enumerate(part.args)} | part.keywords
+    if isinstance(part, types.MethodType):
+        return part.__name__, {**_inside(part.__func__)[1], "self": part.__self__}
+    if isinstance(part, types.FunctionType):
+        return part.__name__, _around(part) | vars(part)
+    if isinstance(part, type):
+        return part.__name__, {} if _in_package(part) else {"code": _code_of_class(part)}
+    if isinstance(part, Mapping):
+        return type(part).__name__, {str(k): v for k, v in part.items()}
+    if isinstance(part, list | tuple):
+        return type(part).__name__, {str(i): v for i, v in enumerate(part)}
+    if isinstance(part, set | frozenset):
+        return type(part).__name__, {"values": sorted(str(describe("", v)) for v in part)}
+    attributes = _attributes(part)
+    if attributes is None:  # a dtype, a range ... are what they are called; what has an address is its class
+        text = repr(part)
+        return type(part).__name__ if " at 0x" in text else text, {}
+    return type(part).__name__, _inside(type(part))[1] | attributes
+
+
+def _around(function: types.FunctionType) -> dict[str, Any]:
+    """Defaults and closure of a function and, unless it is a package's, its code and the globals it uses."""
+    code = function.__code__
+    names, defaults = code.co_varnames[: code.co_argcount], function.__defaults__ or ()
+    found = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | (function.__kwdefaults__ or {})
+    for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # not filled yet
+            found[key] = cell.cell_contents
+    if not _in_package(function):
+        around = function.__globals__
+        used = {key: around[key] for key in sorted(_globals_of(code)) if key in around}
+        found |= {key: one for key, one in used.items() if not isinstance(one, types.ModuleType)}
+        found["code"] = digest(_code(code))
+    return found
+
+
+def _attributes(part: Any) -> dict[str, Any] | None:
+    if isinstance(part, nn.Module):
+        own = {k: v for k, v in vars(part).items() if k not in _OF_EVERY_MODULE}
+        return own | part._parameters | part._buffers | part._modules
+    slots = [vars(one).get("__slots__", ()) for one in type(part).__mro__]
+    names = [k for some in slots for k in ([some] if isinstance(some, str) else some) if hasattr(part, k)]
+    if not names and not hasattr(part, "__dict__"):
+        return None
+    found = {k: getattr(part, k) for k in names if k[:2] != "__"} | getattr(part, "__dict__", {})
+    return {k: v for k, v in found.items() if not isinstance(getattr(type(part), k, None), cached_property)}
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _in_package(part: Any) -> bool:
+    """Whether it comes from an installed package, whose versions one knows, rather than from a notebook or a script."""
+    name = part.__module__ or ""
+    package = getattr(sys.modules.get(name), "__package__", None)
+    return name == "builtins" or (name != "__main__" and bool(package))
+
+
+def _code(code: types.CodeType) -> str:
+    """What a function does, as text without addresses, lines and files."""
+    constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
+    return repr((code.co_code.hex(), code.co_names, constants))
+
+
+def _constant(value: Any) -> str:
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
+def _globals_of(code: types.CodeType) -> set[str]:
+    inner = [_globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}.union(*inner)
+
+
+def _code_of_class(made: type) -> str:
+    own = [vars(one) for one in made.__mro__ if not _in_package(one)]
+    unwrapped = [(k, getattr(v, "__func__", getattr(v, "fget", v))) for found in own for k, v in found.items()]
+    return digest([(k, _code(v.__code__)) for k, v in unwrapped if isinstance(v, types.FunctionType)])

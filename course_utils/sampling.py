@@ -59,7 +59,6 @@ class EpochSampler(Sampler[int]):
         self.num_samples = len(self.labels) if num_samples is None else num_samples
         self.seed, self.epoch = seed, 0
         self.classes, self.counts = self.labels.unique(return_counts=True)
-        self.plan: tuple | None = None  # of _class_balanced()
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -86,6 +85,11 @@ class EpochSampler(Sampler[int]):
     def by_class(self) -> Tensor:
         """int64 (N,): the images sorted by class; those of `classes[j]` start at place `first[j]`."""
         return self.labels.argsort(stable=True)
+
+    @cached_property
+    def plan(self) -> dict[int, tuple]:
+        """Of `_class_balanced()`: {turns: what is the same in every epoch with so many}."""
+        return {}
 
     @property
     def first(self) -> Tensor:
@@ -131,10 +135,11 @@ def _class_balanced(sampler: EpochSampler, length: int, generator: torch.Generat
     """Classes in shuffled cycles; in cycle r every class shows number r of its own images, in shuffled rounds."""
     classes = len(sampler.classes)
     turns = -(-length // classes)
-    if sampler.plan is None or sampler.plan[0] != turns:  # the same in every epoch, as long as its length is
+    if turns not in sampler.plan:
         cycle = torch.arange(turns, dtype=torch.int32).repeat_interleave(classes)
-        sampler.plan = turns, *_rounds(sampler, turns), cycle
-    _, one_round, place, start, cycle = sampler.plan
+        sampler.plan.clear()  # the last one alone: epochs of a progressive sampler have many lengths
+        sampler.plan[turns] = *_rounds(sampler, turns), cycle
+    one_round, place, start, cycle = sampler.plan[turns]
     order = shuffled_within(cycle, generator)[:length] % classes
     element = pick(shuffled_within(one_round, generator), pick(start, order) + cycle[:length])
     return pick(sampler.by_class, pick(place, element))
@@ -250,7 +255,7 @@ class DeferredResampler(EpochSampler):
 
     def __init__(self, labels: Tensor, epochs: int, *, at: float = 0.8, num_samples: int | None = None, seed: int = 0):
         super().__init__(labels, num_samples=num_samples, seed=seed)
-        self.switch = switch_epoch(epochs, at)
+        self.epochs, self.switch = epochs, switch_epoch(epochs, at)
         self.before = InstanceBalancedSampler(labels, num_samples=num_samples, seed=seed)
         self.after = ClassBalancedSampler(labels, num_samples=num_samples, seed=seed)
 

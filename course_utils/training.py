@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 import time
@@ -21,7 +22,7 @@ from torch.utils.data import Sampler
 
 from .data import LabeledImages
 from .networks import ImageClassifier, device_of
-from .runtime import keeping_random_state, load_checkpoint, progress_bar, require, save_checkpoint
+from .runtime import describe, keeping_random_state, load_checkpoint, progress_bar, require, save_checkpoint
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -238,7 +239,8 @@ def fit(
             they were. Weights are drawn when the model is made: seed before that.
         evaluate: called after every epoch; its numbers join that epoch's dictionary.
         checkpoint: file written after every epoch. If it exists, training goes on where it stopped, and ends with the
-            same numbers as an uninterrupted run on the same device.
+            same numbers as an uninterrupted run on the same device. It remembers the images, and of every part all
+            numbers, tensors and functions inside (`runtime.describe()`), so that no other training goes on from it.
         progress: show a bar if training takes more than two seconds.
 
     Returns:
@@ -249,15 +251,15 @@ def fit(
             network or other settings wrote.
         FloatingPointError: the loss became NaN or infinite.
     """
-    _check_arguments(model, train, epochs, lr, groups or {}, loss, objective, sampler)
+    _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler)
     device = device_of(model)
     sampler = InstanceBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
     batches = Batches(train, batch_size, sampler=sampler, augment=augment)
-    loss = nn.CrossEntropyLoss() if loss is None else loss
-    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss or nn.CrossEntropyLoss()
     updates = _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups)
-    numbers = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision)}
-    settings = _settings(model, train, updates, groups, sampler, objective or loss, augment, schedule) | numbers
+    parts = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
+    parts |= {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
+    settings = {} if checkpoint is None else _settings(model, train, updates, groups, parts)
     history: History = load_checkpoint(checkpoint, model, updates, settings)
 
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
@@ -280,20 +282,40 @@ def fit(
     return history
 
 
-def _check_arguments(model, train, epochs, lr, groups, loss, objective, sampler) -> None:
+def _check_arguments(model, train, epochs, batch_size, lr, groups, loss, objective, sampler) -> None:
     device, made_for = device_of(model), len(getattr(sampler, "labels", train))
     require(epochs >= 1, "epochs", epochs, "at least 1")
-    require(lr > 0, "lr", lr, "above 0")
+    require(0 < lr < math.inf, "lr", lr, "above 0")
     where = f"images on {train.images.device}, model on {device}"
     require(train.images.device == device, "train", where, f"one device, as of train.to({str(device)!r})")
     require(made_for == len(train), "sampler", f"one for {made_for} images", f"one for the {len(train)} of train")
     require(loss is None or objective is None, "objective", "one beside a loss", "one of them")
+    for name, part in (("loss", loss), ("objective", objective), ("sampler", sampler)):
+        for_epochs = getattr(part, "epochs", epochs)  # it changes over time, and would do so at other moments
+        ok = for_epochs == epochs or not isinstance(for_epochs, int)
+        require(ok, name, f"one made for {for_epochs} epochs", f"one for the {epochs} of this training")
     names = [name for name, _ in model.named_parameters()]
     for beginning, own in groups.items():
         known = any(name.startswith(beginning) for name in names)
         require(known, "groups", repr(beginning), f"the beginning of a parameter's name: {names}")
         ok = own.keys() <= {"lr", "weight_decay"} and all(value >= 0 for value in own.values())
         require(ok, "groups", f"{dict(own)} for {beginning!r}", "lr and weight_decay, at least 0")
+    _check_last_batch(model, train, batch_size, sampler)
+
+
+def _check_last_batch(model, train, batch_size, sampler) -> None:
+    """Batch normalization cannot use a batch of one image whose maps have one place: say so now, not after an epoch."""
+    shown = len(train if sampler is None else sampler)
+    alone = batch_size == 1 or (batch_size > 1 and shown % batch_size == 1)
+    if alone and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        trial = copy.deepcopy(model)
+        _in_training_mode(trial)
+        try:
+            with keeping_random_state(device_of(model)), torch.no_grad():
+                trial(to_float(train.images[:1]))
+        except ValueError as error:
+            seen = f"{batch_size} for {shown} images, so one image is a batch of its own"
+            require(False, "batch_size", seen, f"another one: batch normalization needs two images ({error})")
 
 
 def _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups):
@@ -309,23 +331,26 @@ def _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups):
     return optimizer(parameter_groups(model, weight_decay, groups), lr=lr, weight_decay=weight_decay, **own)
 
 
-def _settings(model, train, optimizer, groups, sampler, loss, augment, schedule) -> dict[str, Any]:
+def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint remembers of them, so that another training does not go on from it."""
-    return {
+    _tell(0, parts["sampler"], parts["loss"])  # as they are before training
+    weights = frozenset(map(id, (*model.parameters(), *model.buffers())))  # a checkpoint has their values
+    found = {
         "optimizer": type(optimizer).__name__,
         **optimizer.defaults,
         "trainable": sum(w.requires_grad for w in model.parameters()),
         "groups": {name: dict(own) for name, own in (groups or {}).items()} or None,
         "counts": train.counts.tolist(),
-        "sampler": _name(sampler),
-        "loss": _name(loss),
-        "augment": _name(augment),
-        "schedule": _name(schedule),
+        "images": train.digest(),
+        **describe("frozen", [name for name, weight in model.named_parameters() if not weight.requires_grad]),
     }
+    for name, part in parts.items():
+        found |= describe(name, part, weights | set(map(id, model.modules())))
+    return found | describe("network", model, weights)
 
 
 def _name(part) -> str:
-    """Of a function or of an object's class: enough to notice a checkpoint of another method."""
+    """Of a function or of an object's class."""
     return getattr(part, "__name__", type(part).__name__)
 
 
@@ -335,12 +360,17 @@ def _tell(epoch: int, *parts) -> None:
             part.set_epoch(epoch)
 
 
-def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimizer, precision: torch.dtype) -> float:
+def _in_training_mode(model: nn.Module) -> None:
+    """But for parts that are frozen: their batch normalization stands still."""
     model.train()
     for module in model.modules():
         own = list(module.parameters())
         if own and not any(p.requires_grad for p in own):
             module.eval()
+
+
+def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimizer, precision: torch.dtype) -> float:
+    _in_training_mode(model)
     total, seen = torch.zeros((), device=batches.dataset.labels.device), 0
     for images, labels, indices in batches.with_indices():
         with _autocast(images.device, precision):

@@ -215,7 +215,7 @@ def keep_pictures(page, name):
     """Pictures of the whole notebook, part by part, into the folder COURSE_BROWSER_SHOTS if there is one."""
     if not os.environ.get("COURSE_BROWSER_SHOTS"):
         return
-    folder = Path(os.environ["COURSE_BROWSER_SHOTS"])
+    folder = Path(os.environ["COURSE_BROWSER_SHOTS"]).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     panel = page.locator(".jp-WindowedPanel-outer").first
     height, whole = panel.evaluate("panel => [panel.clientHeight, panel.scrollHeight]")

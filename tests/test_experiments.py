@@ -277,7 +277,9 @@ def test_a_grid_that_was_killed_goes_on(tmp_path, monkeypatch, capsys):
     process.stderr.close()
     done = {path: path.stat().st_mtime_ns for path in runs.glob("*.json")}
     assert 3 <= len(done) < 12
-    assert all(set(json.loads(path.read_text())) == {"settings", "result", "seconds"} for path in done), "no half file"
+    assert all(set(json.loads(path.read_text())) == {"settings", "result", "seconds", "checksum"} for path in done), (
+        "no half file"
+    )
 
     monkeypatch.setattr(sys, "argv", ["script.py", str(runs), "1"])
     runpy.run_path(str(tmp_path / "script.py"), run_name="__main__")

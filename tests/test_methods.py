@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from course_utils import methods
+from course_utils import methods, training
 from course_utils.data import LabeledImages
 from course_utils.decoupling import tau_normalize
 from course_utils.methods import (
@@ -30,7 +30,7 @@ from course_utils.methods import (
 )
 from course_utils.metrics import balanced_accuracy
 from course_utils.networks import SmallCNN
-from course_utils.training import cosine_schedule, extract_features, predict
+from course_utils.training import extract_features, predict
 
 COUNTS = (60, 25, 6)
 CLASSES = ("a", "b", "c")
@@ -213,19 +213,19 @@ def test_all_methods_of_a_seed_start_with_one_backbone():
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.train])
-def test_a_training_that_was_stopped_goes_on_to_the_same_result(name, all_trained, tmp_path):
-    started = []
+def test_a_training_that_was_stopped_goes_on_to_the_same_result(name, all_trained, tmp_path, monkeypatch):
+    started, real = [], training.set_rate
 
-    def stopped(epoch, epochs):
-        started.append(epoch)
+    def stopped(optimizer, lr):
+        started.append(lr)
         if len(started) == 5:
             raise InterruptedError
-        return cosine_schedule(epoch, epochs)
+        return real(optimizer, lr)
 
-    stopped.__name__ = "cosine_schedule"
     options = OPTIONS | {"checkpoint": tmp_path / "run"}
-    with pytest.raises(InterruptedError):
-        train_method(name, TRAIN, schedule=stopped, **options)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(training, "set_rate", stopped)
+        train_method(name, TRAIN, **options)
     names = ["run.1.pt", "run.2.pt"] if name == "OLTR memory" else ["run.1.pt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     trained = train_method(name, TRAIN, **options)

@@ -18,7 +18,7 @@ import torch
 from course_utils.experiments import runs
 from course_utils.experiments.reports import best_on_validation, report_text, rows_of, write_report
 from course_utils.experiments.runs import read_study, run_study
-from course_utils.experiments.studies import Study, load_splits
+from course_utils.experiments.studies import Study, images_of, load_splits
 from course_utils.metrics import bootstrap_interval, paired_differences
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def report_of(folder):
 
 
 def without_seconds(cell):
-    text = json.dumps({k: v for k, v in cell.items() if k != "seconds"})
+    text = json.dumps({k: v for k, v in cell.items() if k not in ("seconds", "checksum")})
     methods = json.loads(text)["methods"]
     for row in methods.values():
         row["cost"].pop("seconds")
@@ -67,7 +67,8 @@ def test_a_cell_is_one_small_file_that_says_how_it_was_made(whole):
     for path in (folder / "cells").iterdir():
         assert path.stat().st_size < 12_000
         cell = json.loads(path.read_text())
-        assert cell["settings"] == json.loads(json.dumps(TINY.settings())) and cell["seed"] in TINY.seeds
+        assert cell["settings"] == json.loads(json.dumps(TINY.settings() | {"images": images_of(TINY.settings())}))
+        assert cell["seed"] in TINY.seeds
         assert cell["data"]["note"] == "letters" and sum(cell["data"]["counts"]) > 600
         assert cell["versions"]["torch"] == torch.__version__ and cell["device"] and cell["precision"]
         assert cell["seconds"] > 0

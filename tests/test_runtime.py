@@ -207,15 +207,7 @@ LAYERS = (
     "runtime metrics files data networks sampling losses heads training decoupling incremental_methods incremental "
     "openworld methods classroom experiments __main__"
 ).split()
-MAY_PRINT = {
-    "runtime.start",
-    "classroom.exercises.check",
-    "classroom.exercises.yours",
-    "classroom.exercises.__main__",
-    "classroom.notebooks",
-    "classroom.widgets.explore",
-    "experiments.command",
-}
+MAY_PRINT = {"runtime.say"}
 SOURCES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
         path.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from course_utils.experiments import tables
 from course_utils.experiments.command import main
 from course_utils.experiments.reports import table_report
 from course_utils.experiments.runs import RESULTS, read_study, read_table, run_study
+from course_utils.experiments.studies import STUDIES, images_of
 from course_utils.experiments.tables import (
     CHOICES,
     CHOSEN,
@@ -41,7 +42,8 @@ def test_every_cell_is_there_once_with_the_settings_of_today():
     cells = [(row["method"], row["profile"], row["seed"]) for row in TABLE["rows"]]
     wanted = [(m, p, s) for m in LDAM_METHODS for p in PROFILES for s in range(3)]
     assert cells == wanted
-    assert TABLE["settings"] == {"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES}
+    images = images_of(STUDIES["letters"].settings())
+    assert TABLE["settings"] == {"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES, "images": images}
     assert TABLE["torch"] and inspect.signature(ldam_cell).parameters["epochs"].default == EPOCHS
 
 

@@ -21,7 +21,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from ..runtime import write_atomically
+from ..runtime import say, write_atomically
 from .figures import reduce_png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,12 +101,12 @@ def main(names: Sequence[str]) -> int:
         for path in find_notebooks(names):
             start = time.perf_counter()
             execute(path)
-            print(f"{path.name:50} {time.perf_counter() - start:6.1f} s", flush=True)
+            say(f"{path.name:50} {time.perf_counter() - start:6.1f} s")
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        print(f"{path.name}: not saved.\n{error}", file=sys.stderr)
+        say(f"{path.name}: not saved.\n{error}", sys.stderr)
         return 1
     except ValueError as error:
-        print(error, file=sys.stderr)
+        say(error, sys.stderr)
         return 2
     return 0
 

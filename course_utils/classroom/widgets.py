@@ -30,6 +30,8 @@ from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..runtime import located
+
 Picture = Callable[[Figure], Callable[..., str]]
 
 
@@ -80,7 +82,7 @@ def explore(
             raise ValueError(f"start: got {name}={first!r}; allowed: {', '.join(positions)}, at one of its positions")
     if log := os.environ.get("COURSE_SWEEP_WIDGETS"):
         drawn = sweep(picture, size=size, **positions)
-        with open(log, "a", encoding="utf-8") as file:
+        with open(located(log), "a", encoding="utf-8") as file:
             file.write(f"{drawn}\n")
     canvas = Canvas(picture, size)
     controls: dict = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..runtime import progress_bar, require, write_atomically
+from ..runtime import digest, progress_bar, require, write_atomically
 from .workers import jobs_or_default, on_cluster, side_by_side
 
 
@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     """One call, and the file of its result.
 
     path: of the file; None: keep nothing. settings: those a file must have been made with. call: gives a dictionary
-    with `key` in it, under which a whole cell has all of `names`.
+    with `key` in it, under which a whole cell has all of `names`. own: what else the file must say.
     """
 
     path: Path | None
@@ -32,6 +32,7 @@ class Cell(NamedTuple):
     call: Callable[[], Mapping[str, Any]]
     key: str
     names: Sequence[str] = ()
+    own: Mapping[str, Any] = {}
 
 
 def combinations(grid: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
@@ -55,7 +56,7 @@ def run_cells(
         each: called here with every file that is there, as soon as it is.
 
     Raises:
-        ValueError: a file was made with other settings, or is damaged.
+        ValueError: a file was made with other settings, or was altered since.
     """
     found = {i: content for i, cell in enumerate(cells) if (content := read_cell(cell)) is not None}
     calls = {i: (cell,) for i, cell in enumerate(cells) if i not in found}
@@ -95,16 +96,20 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
     """What the cell's file holds, if it is there with all that belongs in it."""
     if cell.path is None or not cell.path.is_file():
         return None
-    content = read_json(cell.path, cell.key)
-    check_settings(content["settings"], cell.settings, cell.path)
+    content = read_json(cell.path, cell.key, cell.settings, cell.own)
     return content if set(cell.names) <= set(content[cell.key]) else None
 
 
-def check_settings(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    pairs = {k: (found.get(k), wanted.get(k)) for k in {**wanted, **found}}
-    odd = [f"{k} {a!r} instead of {b!r}" for k, (a, b) in pairs.items() if a != b and json.dumps(a) != json.dumps(b)]
-    if odd:
-        raise ValueError(f"{path} was made with other settings: {', '.join(odd)}; use another folder (--out)")
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Such as "epochs 12 instead of 13, images.train None instead of ..."; empty if they say the same in JSON."""
+    said = []
+    for key in {**wanted, **found}:
+        a, b = found.get(key), wanted.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            said += [f"{key}.{inner}" for inner in filter(None, [differences(a, b)])]
+        elif a != b and json.dumps(a) != json.dumps(b):
+            said.append(f"{key} {a!r} instead of {b!r}")
+    return ", ".join(said)
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
@@ -123,15 +128,32 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1)
+    text = json.dumps({**content, "checksum": checksum(content)}, indent=1)
     text = re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)  # a list is one line
     write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
 
 
-def read_json(path: Path, key: str = "settings") -> dict[str, Any]:
-    """A dictionary that has "settings" and `key`."""
+def checksum(content: Mapping[str, Any]) -> str:
+    """Of what a file says, however it is laid out."""
+    return digest(json.dumps(json.loads(json.dumps({**content, "checksum": None})), sort_keys=True))
+
+
+def read_json(
+    path: Path, key: str = "settings", settings: Mapping[str, Any] | None = None, own: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """A dictionary that has "settings" and `key`.
+
+    Raises:
+        ValueError: damaged or altered since it was written, or made with other `settings`, or with others of its `own`.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {"settings": content["settings"], key: content[key], **content}
-    except (ValueError, KeyError, TypeError) as error:
+        found = {**content["settings"], **{k: content[k] for k in own}}
+        whole, _ = content.pop("checksum") == checksum(content), content[key]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no file of this program; delete it, and it is made again") from error
+    if odd := "" if settings is None else differences(found, {**settings, **own}):
+        raise ValueError(f"{path} was made with other settings: {odd}; use another folder (--out)")
+    if not whole:
+        raise ValueError(f"{path} was altered since it was written; delete it, and it is made again")
+    return content

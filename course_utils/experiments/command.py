@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
-from ..runtime import require
-from .studies import CHOICES, STUDIES, Study
+from ..runtime import located, require, say
+from .studies import CHOICES, STUDIES, Study, has_validation
 from .tables import TABLES, Table
 
 RUNS = Path("runs")
@@ -35,8 +35,8 @@ WORDS = {
 }
 
 
-def without_effect(study: Study | Table, is_folder: bool) -> dict[str, str]:
-    """{option: why it would change nothing} for this study."""
+def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str, str]:
+    """{option: why it would change nothing} for this study, of a folder or of the data it names."""
     if isinstance(study, Table):
         return {field.name: "this experiment is always the same" for field in fields(Study)}
     idle = {}
@@ -45,11 +45,15 @@ def without_effect(study: Study | Table, is_folder: bool) -> dict[str, str]:
         idle["validation"] = "a fifth of each class is set aside"
     if study.profile == "english":
         idle["ratio"] = "English text decides the tail"
-    if study.data in ("letters", "digits"):
+    if has_validation(folder) if folder else study.data in ("letters", "digits"):
         idle["validation"] = "the data have validation images"
     if study.schedule == "cosine":
         idle |= dict.fromkeys(("factor", "warmup"), "they belong to the schedule step")
-    return idle if is_folder else idle | {"size": "only a folder's images are scaled"}
+        if not any(name.endswith("DRW") for name in study.methods):
+            idle["defer_at"] = "it belongs to the schedule step and to methods with DRW"
+    elif study.defer_at == 1:
+        idle["factor"] = "with defer_at 1 the learning rate never drops"
+    return idle if folder else idle | {"size": "only a folder's images are scaled"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,8 +66,9 @@ def parser() -> argparse.ArgumentParser:
     shown["description"] = "Every finished training is one small JSON file, so a run that was stopped goes on."
     run = actions.add_parser("run", help="run an experiment, or what is missing of it", **shown)
     folder = "a folder of images: train/CLASS/*.png|jpg and test/CLASS, or CLASS folders alone"
-    run.add_argument("name", help=f"a named experiment, or {folder}")
-    run.add_argument("--out", type=Path, help="where the results go; by default runs/NAME")
+    both = "where a folder is called like an experiment, write ./NAME for the folder"
+    run.add_argument("name", help=f"a named experiment, or {folder}; {both}")
+    run.add_argument("--out", type=located, help="where the results go; by default runs/NAME")
     for field in fields(Study):
         if field.name not in ("what", "data"):
             kind = {"seeds": seeds, "methods": methods}.get(field.name) or KINDS.get(field.type.split()[0], str)
@@ -77,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, instead of processes here")
     report = actions.add_parser("report", help="tables and figures of what is finished")
     report.add_argument("name", nargs="?", help="a named experiment; by default all in runs/")
-    report.add_argument("--out", type=Path, help="the folder that run wrote to")
+    report.add_argument("--out", type=located, help="the folder that run wrote to")
     return top
 
 
@@ -106,19 +111,25 @@ def run(options: argparse.Namespace) -> str:
     name, source = options.name, options.data
     if name not in STUDIES and name not in TABLES:
         allowed = f"{', '.join([*STUDIES, *TABLES])}, or a folder of images"
-        require(Path(name).is_dir(), "name", repr(name), allowed)
+        require(located(name).is_dir(), "name", repr(name), allowed)
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")
         name, source = "folder", name
+    elif source is None and Path(name).is_dir():
+        way = f"write ./{name} for the folder; the experiment runs where no folder is called so"
+        raise ValueError(f"name: {name!r} is both an experiment and a folder here; {way}")
     if options.skip_broken and source is None:
         raise ValueError("--skip-broken: allowed only with a folder of images")
+    if options.jobs is not None and options.cluster is not None:
+        raise ValueError("--jobs: allowed only without --cluster, whose workers are as many as they are")
     chosen = {f.name: getattr(options, f.name) for f in fields(Study) if getattr(options, f.name, None) is not None}
     study: Study | Table = TABLES[name] if name in TABLES else STUDIES[name]
     if isinstance(study, Study):
         study = replace(study, **{k: v for k, v in chosen.items() if k != "data"})
-    for option, why in without_effect(study, source is not None).items():
+    folder = None if source is None else located(source)
+    for option, why in without_effect(study, folder).items():
         require(option not in chosen, option, repr(chosen.get(option)), f"nothing: {why}")
-    title = Path(source).resolve().name if name == "folder" and source else name
+    title = folder.resolve().name or name if name == "folder" and folder else name
     out = options.out or RUNS / title
     how = {name: getattr(options, name) for name in ("jobs", "cluster", "skip_broken")}
     cells = run_study(title, study, out, source=source, **how)
@@ -142,12 +153,12 @@ def report(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
-        print({"list": list_text, "run": run, "report": report}[options.action](options))
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say({"list": list_text, "run": run, "report": report}[options.action](options))
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        say(f"error: {' '.join(str(error).split()) or type(error).__name__}", sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", sys.stderr)
         return 130
     return 0
 

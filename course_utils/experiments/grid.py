@@ -6,15 +6,13 @@ thread, and independent runs go side by side, which is faster than many threads 
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..runtime import require
+from ..runtime import describe, digest, located, require
 from .cells import Cell, combinations, run_cells
 
 
@@ -36,9 +34,9 @@ def run_grid(
         fixed: arguments that are the same everywhere and not part of the results, such as datasets.
         jobs: processes, this one among them; by default one for each core (on a GPU at most 4: they share its memory).
         folder: if given, each cell of the grid becomes one JSON file there, written when that cell is done, and cells
-            that are already there are read instead of run. A file counts only if the settings, the numbers and texts
-            in `fixed`, and the source of `function` are the same; settings and results must then be what JSON can
-            hold. Change of data or of other code is not seen: use a new folder.
+            that are already there are read instead of run. A file counts only if the settings, all of `fixed`, data
+            too, and `function` with what it uses from around it are the same (`runtime.describe()`); settings and
+            results must then be what JSON can hold. Change of a package's code is not seen: use a new folder.
         **grid: for each setting the values to try.
 
     Returns:
@@ -53,7 +51,10 @@ def run_grid(
         require(is_list, name, repr(values), f"a list of values, such as [{values!r}]")
     fixed, rows = dict(fixed or {}), combinations(grid)
     require(grid and rows, "grid", grid, "at least one setting with at least one value")
-    paths = [None if folder is None else Path(folder) / _file_name(function, fixed, row) for row in rows]
+    paths: list[Path | None] = [None] * len(rows)
+    if folder is not None:
+        known = describe("function", function) | describe("fixed", fixed)
+        paths = [located(folder) / _file_name(known, row) for row in rows]
     calls = [partial(_one_cell, function, fixed, row) for row in rows]
     cells = [Cell(path, row, call, "result") for path, row, call in zip(paths, rows, calls, strict=True)]
     return [row | cell["result"] for row, cell in zip(rows, run_cells(cells, unit="run", jobs=jobs), strict=True)]
@@ -67,10 +68,8 @@ def _one_cell(function: Callable, fixed: dict[str, Any], settings: dict[str, Any
     return {"result": result}
 
 
-def _file_name(function: Callable, fixed: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    same = {k: v for k, v in fixed.items() if v is None or isinstance(v, str | int | float)}
+def _file_name(known: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     try:
-        text = json.dumps([inspect.getsource(function), same, settings], sort_keys=True)
+        return digest(json.dumps([known, settings], sort_keys=True)) + ".json"
     except TypeError as error:
         raise ValueError(f"grid: got {settings}; allowed with a folder: what JSON can hold ({error})") from None
-    return hashlib.sha256(text.encode()).hexdigest()[:16] + ".json"

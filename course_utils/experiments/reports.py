@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..classroom import figures
 from ..methods import METHODS
 from ..metrics import GROUPS, bootstrap_interval, mean_and_spread, paired_differences
-from ..runtime import write_atomically
+from ..runtime import located, write_atomically
 from .runs import read_study, read_table
 from .tables import TABLES
 
@@ -93,6 +93,7 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         f"{settings['lr']:g} ({settings['schedule']}), weight decay {settings['weight_decay']:g}, augmentation "
         f"{settings['augment']}. DRW starts at {settings['defer_at']:g} of training.",
         f"Seeds: {', '.join(map(str, asked['seeds']))}.",
+        f"Fingerprint of the images: {fingerprint(settings)}.",
         f"Made on {all_of('device')} in {all_of('precision')} with torch {all_of('versions', 'torch')}.",
     ]
     fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
@@ -129,6 +130,12 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
     return "\n\n".join(parts) + "\n"
 
 
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Of all images as they were read, in short: two reports with the same one are about the same images."""
+    digests = [f"{split} {line.split()[-1]}" for split, line in settings.get("images", {}).items()]
+    return ", ".join(digests) or "not recorded"
+
+
 def _table(header: str, rows: Sequence[str]) -> str:
     return "\n".join([f"| {header} |", "|---" * len(header.split(" | ")) + "|", *rows])
 
@@ -140,7 +147,9 @@ def _incomplete(missing: Sequence[str]) -> list[str]:
 def table_report(table: Mapping[str, Any], missing: Sequence[str]) -> str:
     """The report of a table as Markdown."""
     text = f"```text\n{TABLES[table['study']].text(table)}\n```"
-    return "\n\n".join([f"# Experiment: {table['study']}", f"{table['what']}.", *_incomplete(missing), text]) + "\n"
+    images = f"Fingerprint of the images: {fingerprint(table['settings'])}."
+    parts = [f"# Experiment: {table['study']}", f"{table['what']}.", *_incomplete(missing), images, text]
+    return "\n\n".join(parts) + "\n"
 
 
 def _accuracies(seeds: Mapping[int, Mapping]) -> str:
@@ -155,7 +164,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _calibration(seeds: Mapping[int, Mapping]) -> str:
-    values = [row["calibration_error"] for row in seeds.values() if "calibration_error" in row]
+    values = [row["calibration_error"] for row in seeds.values() if row.get("calibration_error") is not None]
     return _percent(values) if values else "–"
 
 
@@ -239,7 +248,7 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         ValueError: no cells yet, or cells that cannot be compared.
     """
-    folder = Path(folder)
+    folder = located(folder)
     asked, cells, missing = read_study(folder)
     if not cells:
         raise ValueError(f"{folder} has no finished training yet; missing: {len(missing)}")

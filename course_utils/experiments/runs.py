@@ -1,6 +1,6 @@
 """Run a study or a table and keep each training as a small JSON file; a run that was stopped goes on where it was.
 
-FOLDER/study.json              what was asked for: settings, and the methods and seeds of a study
+FOLDER/study.json              what was asked for: settings and data, and the methods and seeds of a study
 FOLDER/cells/LDAM-0.json       one training of one seed, written when it is done, all at once
 FOLDER/checkpoints/            trainings under way, if any
 """
@@ -8,17 +8,20 @@ FOLDER/checkpoints/            trainings under way, if any
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS, trainings_of
-from ..runtime import require
-from .cells import Cell, check_settings, read_cell, read_json, run_cells, write_json
-from .studies import Study, run_cell
+from ..runtime import digest, located, require
+from .cells import Cell, read_cell, read_json, run_cells, write_json
+from .studies import Study, files_of, images_of, run_cell
 from .tables import TABLES, Table, table_cell
+from .workers import on_cluster
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"  # those that are part of the course
 
@@ -42,24 +45,27 @@ def run_study(
         source, skip_broken: as in `studies.load_splits()`.
 
     Raises:
-        ValueError: the folder holds cells made with other settings.
+        ValueError: the folder holds cells made with other settings or from other data.
     """
-    folder, settings = Path(folder), study.settings()
+    folder, settings = located(folder), study.settings()
     for key, value in settings.items():
         require(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
     if source is not None:
-        ok = Path(source).is_dir() or cluster is not None  # else it is on the workers
-        require(ok, "data", repr(str(source)), "a folder of images")
-        source = str(Path(source).resolve())  # processes elsewhere may be in another folder
-        settings["source"] = Path(source).name
+        here = located(source).is_dir() or cluster is not None  # else it is on the workers
+        require(here, "data", repr(str(source)), "a folder of images")
+        source = str(located(source).resolve())  # processes elsewhere may be in another folder
+        settings |= {"source": Path(source).name, "files": _ask(cluster, files_of, source)}
+    path, checkpoints = folder / "study.json", folder / "checkpoints"
+    old = read_json(path) if path.is_file() else {}
+    settings["images"] = old.get("settings", {}).get("images") or _ask(
+        cluster, images_of, settings if isinstance(study, Study) else Study(what="").settings(), source, skip_broken
+    )
     asked: dict[str, Any] = {"study": name, "what": study.what, "settings": settings}
     if isinstance(study, Study):
         asked |= {"methods": list(study.methods), "seeds": list(study.seeds)}
-    path, checkpoints = folder / "study.json", folder / "checkpoints"
     cells = _cells(folder, asked, source=source, skip_broken=skip_broken, checkpoints=None if cluster else checkpoints)
-    if path.is_file():  # what earlier runs asked for stays asked for
-        old = read_json(path)
-        check_settings(old["settings"], settings, path)
+    if old:  # what earlier runs asked for stays asked for
+        read_json(path, settings=settings)
         asked |= {"study": old["study"]} | {k: [*asked[k], *old[k]] for k in ("methods", "seeds") if k in asked}
     if isinstance(study, Study):
         asked |= {"methods": [m for m in METHODS if m in asked["methods"]], "seeds": sorted(set(asked["seeds"]))}
@@ -76,6 +82,14 @@ def run_study(
     return found
 
 
+def _ask(cluster: str | None, function: Callable, *arguments: Any) -> Any:
+    """The answer of a process that has the data: this one, or a worker of the cluster."""
+    if cluster is None:
+        return function(*arguments)
+    with contextlib.closing(on_cluster(cluster, function, {0: arguments})) as answers:
+        return next(answers)[1]
+
+
 def _cells(folder: Path, asked: dict[str, Any], *, checkpoints: Path | None = None, **how: Any) -> dict[str, Cell]:
     """{"LDAM, seed 3": its cell} for all that was asked for; `how`: see `run_cell()`."""
     cells, settings = {}, asked["settings"]
@@ -83,15 +97,16 @@ def _cells(folder: Path, asked: dict[str, Any], *, checkpoints: Path | None = No
         require(asked["study"] in TABLES, "study", repr(asked["study"]), ", ".join(TABLES))
         for part, own in TABLES[asked["study"]].rows():
             name = ", ".join(map(str, (part, *own.values())))
-            call = partial(table_cell, asked["study"], part, own)
+            call = partial(table_cell, asked["study"], part, own, settings.get("images"))
             cells[name] = Cell(_path(folder, name), {**settings, **own}, call, "result")
         return cells
     for training, methods in trainings_of(asked["methods"]).items():
         for seed in asked["seeds"]:
             path = _path(folder, f"{training}-{seed}")
-            checkpoint = checkpoints and checkpoints / path.stem
+            checkpoint = checkpoints and checkpoints / f"{path.stem}.{digest(json.dumps(settings))}"
             call = partial(run_cell, settings, training, methods, seed, checkpoint=checkpoint, **how)
-            cells[f"{training}, seed {seed}"] = Cell(path, settings, call, "methods", methods)
+            own = {"training": training, "seed": seed}
+            cells[f"{training}, seed {seed}"] = Cell(path, settings, call, "methods", methods, own)
     return cells
 
 
@@ -101,7 +116,7 @@ def _path(folder: Path, name: str) -> Path:
 
 def read_study(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """(what was asked for, the cells that are there, the cells that are missing such as "LDAM, seed 3")."""
-    folder = Path(folder)
+    folder = located(folder)
     if not (folder / "study.json").is_file():
         raise ValueError(f"{folder} holds no experiment (study.json); run one with --out {folder}")
     asked = read_json(folder / "study.json")

@@ -31,13 +31,13 @@ from ..data import (
     set_aside,
     step_counts,
 )
-from ..files import expanded, pictures_of, splits_of
+from ..files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import MLP, ResNet32, SmallCNN
-from ..runtime import choose_device, require
+from ..runtime import choose_device, digest, located, require
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
-from .cells import plain
+from .cells import differences, plain
 
 FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
 EXACT = {"bmp", "pgm", "png", "pnm", "ppm", "tif", "tiff"}  # kinds of files that keep every pixel
@@ -185,9 +185,10 @@ def load_splits(
     are rounded, and one image at least stays in training: a class of 2 images or fewer has none for choices. Such a
     class does not count in them.
     """
-    folder = None if source is None else expanded(source)
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"data: got {source!r}, which is not here; allowed: a folder of images")
+    folder = None if source is None else located(source)
+    if folder is not None:
+        require(folder.is_dir(), "data", f"{source!r}, which is not here", "a folder of images")
+        _forget_before(_stamp(folder))
     named = settings["data"] if folder is None else folder
     if settings["data"] == "folder" and folder is None:
         raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
@@ -214,6 +215,10 @@ def load_splits(
     return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])
 
 
+def has_validation(folder: Path) -> bool:
+    return "validation" in splits_of(folder)
+
+
 def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
     profile, most = settings["profile"], settings["max_count"]
     make = {
@@ -231,13 +236,82 @@ def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
 def _note(data: str, folder: Path | None) -> str:
     if folder is None:
         return data
-    classes = [files for where in splits_of(folder).values() for files in pictures_of(where)[0].values()]
-    kinds = Counter(path.suffix.lower().lstrip(".") for files in classes for path in files)
+    kinds = Counter(path.suffix.lower().lstrip(".") for path in _files(folder))
     files = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     if data == "folder":
         return f"image folder {folder.resolve().name} ({files})"
     encoded = "JPEG re-encoding" if kinds["jpg"] + kinds["jpeg"] else "copy" if kinds.keys() <= EXACT else "re-encoding"
     return f"{encoded} of {data}, from an image folder ({files}); not the published pixels"
+
+
+# ---- which data these are --------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path) -> list[Path]:
+    """The pictures of all splits, in one order everywhere."""
+    classes = [files for where in splits_of(folder).values() for files in pictures_of(where)[0].values()]
+    return sorted((path for files in classes for path in files), key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _stamp(folder: Path) -> str:
+    """Changes whenever a file does; quick, but not the same for a copy."""
+    return digest([(str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in _files(folder)])
+
+
+@functools.lru_cache(maxsize=1)
+def _forget_before(stamp: str) -> None:
+    """A process that lives long must not go on with what it read from a folder before it changed."""
+    _read.cache_clear()
+    _note.cache_clear()
+
+
+def files_of(source: str) -> str:
+    """The files of a folder as one line: number, bytes, and a digest of their names and contents."""
+    folder = located(source)
+    require(folder.is_dir(), "data", repr(source), "a folder of images")
+    return _files_of(folder, _stamp(folder))
+
+
+@functools.lru_cache(maxsize=4)
+def _files_of(folder: Path, _stamp: str) -> str:
+    files = [
+        (path.relative_to(folder).as_posix(), path.stat().st_size, digest(path.read_bytes())) for path in _files(folder)
+    ]
+    return f"{len(files)} files, {sum(size for _, size, _ in files)} bytes, {digest(files)}"
+
+
+def images_of(settings: dict[str, Any], source: str | None = None, skip_broken: bool = False) -> dict[str, str]:
+    """{split: its images as one line: number, shape, classes, and a digest of names, labels and pixels}, all as read,
+    before a tail is cut.
+    """
+    stamp = None if source is None else _stamp(located(source))
+    return dict(_images_of(settings["data"], settings["size"], source, skip_broken, stamp))
+
+
+@functools.lru_cache(maxsize=4)
+def _images_of(data: str, size: int | None, source: str | None, skip: bool, _stamp: str | None) -> dict[str, str]:
+    whole = Study(what="", data=data, size=size, profile="as it is").settings()
+    *splits, _ = load_splits(whole, 0, source=source, skip_broken=skip)
+    return {
+        name: f"{len(part)} images of {' x '.join(map(str, part.images.shape[1:]))}, {part.num_classes} classes, "
+        f"{part.digest()}"
+        for name, part in zip(("train", "validation", "test"), splits, strict=True)
+    }
+
+
+def check_data(settings: dict[str, Any], source: str | None = None, skip_broken: bool = False) -> None:
+    """Refuse to train on other data than those of the study: this may be another process, at another time, elsewhere.
+
+    Raises:
+        ValueError: what is different of "files" and "images" in `settings`, where they are there.
+    """
+    now: dict[str, Any] = {}
+    if "files" in settings and source is not None:
+        now["files"] = files_of(source)
+    if "images" in settings:
+        now["images"] = images_of(settings, source, skip_broken)
+    if odd := differences({name: settings[name] for name in now}, now):
+        raise ValueError(f"data: the study was made with other images: {odd}; use another folder (--out)")
 
 
 # ---- one cell --------------------------------------------------------------------------------------------------------
@@ -273,8 +347,10 @@ def run_cell(
     device, best = choose_device()
     options = _options(settings, best)
     with repeatable():
+        check_data(settings, source, skip_broken)
         *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
         train, validation, test = (split.to(device) for split in splits)
+        require(len(test), "data", "no image for the test", "classes of at least 3 images, or a folder test")
         options["network"] = NETWORKS[settings["network"]](train.images.shape[1:])
         trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
         said = [all_logits(trained, split) for split in (validation, test)]

@@ -25,7 +25,7 @@ from ..runtime import require
 from ..sampling import ClassBalancedSampler, DeferredResampler
 from ..training import fit, predict, step_schedule
 from .cells import combinations, plain
-from .studies import made_with, repeatable
+from .studies import Study, check_data, made_with, repeatable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,13 @@ class Table:
             yield from ((part, own) for grid in grids for own in combinations(grid))
 
 
-def table_cell(name: str, part: str, own: dict[str, Any]) -> dict[str, Any]:
-    """Run one cell of a table: what its JSON file holds beside the settings. These trainings are for a CPU."""
+def table_cell(name: str, part: str, own: dict[str, Any], images: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run one cell of a table: what its JSON file holds beside the settings. These trainings are for a CPU.
+
+    images: of `studies.images_of()`, those of the table's other cells.
+    """
     with repeatable():
+        check_data(Study(what="").settings() | ({} if images is None else {"images": images}))
         result = TABLES[name].parts[part][0](**own)
     return {"part": part, "result": plain(result), **made_with(torch.device("cpu"))}
 

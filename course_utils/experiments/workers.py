@@ -6,7 +6,8 @@ import contextlib
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import joblib
@@ -35,7 +36,10 @@ def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs:
     """
     waiting, done = deque((key, function, arguments) for key, arguments in calls.items()), queue.SimpleQueue()
     jobs = min(jobs, len(calls))
-    executor: Any = get_reusable_executor(max_workers=jobs - 1, timeout=300) if jobs > 1 else None
+    executor: Any = None
+    if jobs > 1:
+        with _naming_the_way_out():
+            executor = get_reusable_executor(max_workers=jobs - 1, timeout=300)
 
     def hand_out(_previous=None):
         with contextlib.suppress(IndexError):
@@ -44,16 +48,31 @@ def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs:
             future.add_done_callback(hand_out)
 
     try:
-        for _ in range(jobs - 1):
-            hand_out()
+        with _naming_the_way_out():
+            for _ in range(jobs - 1):
+                hand_out()
         for _ in calls:
             if done.empty() and waiting:
                 with contextlib.suppress(IndexError):  # another process was faster
                     yield _in_this_process(*waiting.popleft(), alone=executor is None)
                     continue
-            yield _next(done).result()
+            with _naming_the_way_out((BrokenExecutor,)):  # an OSError here is the function's own
+                result = _next(done).result()
+            yield result
     finally:
         waiting.clear()
+
+
+@contextlib.contextmanager
+def _naming_the_way_out(errors: tuple[type[Exception], ...] = (OSError, BrokenExecutor)) -> Iterator[None]:
+    """No shared memory or no memory is left, or the system allows no more processes."""
+    try:
+        yield
+    except errors as error:
+        problem = " ".join(str(error).split())
+        raise OSError(
+            f"a process could not start or was killed: {problem}; --jobs 1 (COURSE_JOBS=1) needs none"
+        ) from error
 
 
 def _next(done: queue.SimpleQueue):
@@ -89,10 +108,11 @@ def on_cluster(address: str, function: Callable[..., Any], calls: Mapping[Any, t
 
     Raises:
         ValueError: Dask is not installed, or no scheduler answers at the address.
+        OSError: workers died of a call three times.
         Whatever the function raises in its last try; calls that have not started are given up then.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
     except ImportError:
         raise ValueError("cluster: Dask is not installed; run `pip install .[cluster]`") from None
     try:
@@ -104,5 +124,7 @@ def on_cluster(address: str, function: Callable[..., Any], calls: Mapping[Any, t
         try:
             for future in as_completed(list(keys)):
                 yield keys.pop(future), future.result()
+        except KilledWorker as error:
+            raise OSError(f"cluster: {error}") from error
         finally:
             client.cancel(list(keys))

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...runtime import say
+
 
 class Todo(Exception):
     """Raised by the stub of an exercise that nobody has answered yet."""
@@ -59,7 +61,7 @@ def check(number: str, answer: Callable) -> None:
     line, done = _verdict(number, exercise, answer)
     if not done and os.environ.get("COURSE_REQUIRE_SOLUTIONS"):
         raise Wrong(line)
-    print(line)
+    say(line)
 
 
 def yours(number: str, answer: Callable, package: Callable | None = None) -> Callable:
@@ -72,7 +74,7 @@ def yours(number: str, answer: Callable, package: Callable | None = None) -> Cal
     exercise = find(number)
     line, done = _verdict(number, exercise, answer)
     reason = "" if done else " (yours is not attempted yet)" if line[0] == "⏳" else " (the check rejects yours)"
-    print(f"Exercise {number}: from here on {'your' if done else 'our'} function is used{reason}.")
+    say(f"Exercise {number}: from here on {'your' if done else 'our'} function is used{reason}.")
     return answer if done else exercise.solution if package is None else package
 
 

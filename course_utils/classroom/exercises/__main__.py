@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 
-from ...runtime import write_atomically
+from ...runtime import say, write_atomically
 from . import Exercise
 
 NOTEBOOKS = Path(__file__).resolve().parents[3] / "notebooks"
@@ -56,7 +56,7 @@ def main() -> int:
         if changed and not check:
             write_atomically(path, lambda file, nb=nb: file.write((nbformat.writes(nb) + "\n").encode()))
         if changed:
-            print(f"{path.name}: solution of {', '.join(changed)} {'is stale' if check else 'written'}")
+            say(f"{path.name}: solution of {', '.join(changed)} {'is stale' if check else 'written'}")
     return 1 if check and stale else 0
 
 
