@@ -216,7 +216,7 @@ def load_splits(
 
 
 def has_validation(folder: Path) -> bool:
-    return "validation" in splits_of(folder)
+    return folder.is_dir() and "validation" in splits_of(folder)  # it may be on the workers of a cluster alone
 
 
 def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
