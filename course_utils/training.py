@@ -35,6 +35,7 @@ Objective = Callable[..., Tensor]  # (model, float images, labels, their places 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0 .. 255 to float32 -1 .. 1, channels-last in memory, as the networks of the course are."""
+    require(images.dtype == torch.uint8, "images", images.dtype, "uint8, 0 to 255")
     order = torch.channels_last if images.ndim == 4 else torch.preserve_format
     return images.to(torch.float32, memory_format=order).mul_(2 / 255).sub_(1)
 
@@ -389,14 +390,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     with evaluating(model):
-        return torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
+        found = torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
+    require(not found.isnan().any(), "model", "NaN in its answers", "a network that gives numbers")  # argmax would not
+    return found
 
 
 def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
-    """Logits float32 (N, C) of all images, in evaluation mode, without augmentation."""
+    """Logits float32 (N, C) of all images, in evaluation mode, without augmentation; a ValueError for NaN."""
     return _over_batches(model, model, dataset.images, batch_size)
 
 
 def extract_features(model: ImageClassifier, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
-    """Features float32 (N, D) of all images, in evaluation mode, without augmentation."""
+    """Features float32 (N, D) of all images, in evaluation mode, without augmentation; a ValueError for NaN."""
     return _over_batches(model.features, model, dataset.images, batch_size)

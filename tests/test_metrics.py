@@ -172,7 +172,8 @@ def test_calibration_error_of_the_sure_and_right_is_0_and_of_the_sure_and_wrong_
 @pytest.mark.parametrize(
     ("probabilities", "labels", "options", "message"),
     [
-        (torch.randn(4, 3), torch.zeros(4).long(), {}, "probabilities: .*other sums; allowed: .*rows that sum to 1"),
+        (torch.randn(4, 3), torch.zeros(4).long(), {}, r"probabilities: got -.* to .*; allowed: 0 to 1 \(softmax"),
+        (torch.rand(4, 3) / 4, torch.zeros(4).long(), {}, "probabilities: .*other sums; allowed: .*rows that sum to 1"),
         (torch.full((4, 3), NAN), torch.zeros(4).long(), {}, "probabilities: got .*; allowed"),
         (torch.ones(4), torch.zeros(4).long(), {}, r"probabilities: got shape \(4,\); allowed: shape"),
         (torch.ones(4, 1), torch.zeros(3).long(), {}, "one prediction for each label"),

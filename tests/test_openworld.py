@@ -747,7 +747,7 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold):
 
 @pytest.mark.parametrize("probabilities", [torch.ones(3), torch.ones(3, 0), torch.ones(2, 2, 2)])
 def test_wrong_probabilities_cannot_be_rejected(probabilities):
-    with pytest.raises(ValueError, match=r"probabilities: got shape .*; allowed: \(N, C\)"):
+    with pytest.raises(ValueError, match=r"probabilities: got shape .*; allowed: shape \(N, C\)"):
         reject(probabilities, 0.5)
 
 

@@ -127,9 +127,13 @@ def test_a_real_data_loader_shows_what_the_sampler_says(kind, workers):
     ("labels", "num_samples", "message"),
     [
         (torch.zeros(0).long(), None, r"labels: got shape \(0,\)"),
-        (torch.zeros(3, 2).long(), None, r"labels: got shape \(3, 2\); allowed: \(N,\)"),
+        (
+            torch.zeros(3, 2).long(),
+            None,
+            r"labels: got torch.int64 of shape \(3, 2\); allowed: integers of shape \(N,\)",
+        ),
         (torch.tensor([0.0, 1.0]), None, r"labels: got torch.float32"),
-        (torch.tensor([True, False]), None, r"labels: got torch.bool; allowed: integers"),
+        (torch.tensor([True, False]), None, r"labels: got torch.bool of shape \(2,\); allowed: integers"),
         (LABELS, 0, "num_samples: got 0; allowed: at least 1"),
     ],
 )
