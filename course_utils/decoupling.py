@@ -191,6 +191,8 @@ class LearnableWeightScaling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, C)."""
+        width = self.weight.shape[1]
+        _check_shape(features.ndim == 2 and features.shape[1] == width, "features", features, f"(B, {width})")
         features, weight, bias = floats(features=features, weight=self.weight, bias=self.bias)
         # z_j = s_j (w_j . f + b_j)
         return self.scale * F.linear(features, weight, bias)
@@ -222,7 +224,7 @@ def train_head(
         ValueError: an argument out of range, or a class without images.
         FloatingPointError: the loss became NaN or infinite.
     """
-    _checked_features(features, labels, int(labels.max()) + 1 if len(labels) else 1)
+    _checked_features(features, labels, int(labels.max()) + 1 if labels.dtype == torch.int64 and len(labels) else 1)
     features = features.to(next((w.dtype for w in head.parameters()), torch.float32))
     require(epochs >= 1 and batch_size >= 1, "epochs, batch_size", f"{epochs}, {batch_size}", "at least 1")
     fine = lr > 0 and momentum >= 0 and weight_decay >= 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats, whole
+from .checks import floats, of_classes, whole
 from .runtime import require
 
 
@@ -186,8 +186,8 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
 
 def with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """The same directions with other row norms: (C, D) and (C,) to (C, D)."""
+    norms = of_classes("norms", norms, least=0)
     require(norms.shape == weight.shape[:1], "norms", f"shape {tuple(norms.shape)}", f"({len(weight)},)")
-    require((norms >= 0).all(), "norms", norms.tolist, "numbers of at least 0")
     return weight * (norms / positive_norms(weight))[:, None]
 
 
@@ -195,6 +195,7 @@ def equalize_biases(bias: Tensor, strength: float = 1.0) -> Tensor:
     """Bring the biases together: (1 - strength) * b_j + strength * mean(b)."""
     require(0 <= strength <= 1, "strength", strength, "0 to 1")
     (bias,) = floats(bias=bias)
+    require(bias.ndim == 1, "bias", f"shape {tuple(bias.shape)}", "(C,)")
     return torch.lerp(bias, bias.mean().expand_as(bias), strength)
 
 

@@ -342,6 +342,8 @@ def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
     class_counts(labels, cosines.shape[1])  # refuses labels of other classes
     require(1 <= num_old < cosines.shape[1], "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
     (cosines,), labels = floats(cosines=cosines), labels.long()
+    seen = f"shape {tuple(cosines.shape)} with {len(labels)} labels"
+    require(cosines.ndim == 2 and len(cosines) == len(labels), "cosines", seen, "(N, C) with (N,)")
     old = labels < num_old
     # cos(f, w_y) - max over new j of cos(f, w_j)
     return cosines[old].gather(1, labels[old, None])[:, 0] - cosines[old, num_old:].amax(1)

@@ -156,7 +156,7 @@ class LDAMLoss(nn.Module):
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
         _check_batch("cosines", cosines, labels, len(self.margins))
-        (cosines,) = _checked_cosines(cosines, FROM_A_COSINE_HEAD)
+        cosines = _checked_cosines(cosines, FROM_A_COSINE_HEAD)
         # cross-entropy of scale * (cos_y - m_y) for the true class and scale * cos_j for the others
         own = self.margins.to(cosines)[labels, None] * -self.scale
         logits = (self.scale * cosines).scatter_add_(1, labels[:, None], own)
@@ -172,7 +172,7 @@ class LDAMHingeLoss(LDAMLoss):
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
         _check_batch("cosines", cosines, labels, len(self.margins))
-        (cosines,) = _checked_cosines(cosines, FROM_A_COSINE_HEAD)
+        cosines = _checked_cosines(cosines, FROM_A_COSINE_HEAD)
         own = cosines.gather(1, labels[:, None])[:, 0]
         others = cosines.scatter(1, labels[:, None], -math.inf).amax(1)
         # scale * max(0, m_y - cos_y + max_{j != y} cos_j)
@@ -198,9 +198,10 @@ def _check_batch(name: str, values: Tensor, labels: Tensor, num_classes: int | N
     _check_range("labels", labels, 0, values.shape[1] - 1, f"0 to {values.shape[1] - 1}", "{} to {}")
 
 
-def _checked_cosines(cosines: Tensor, allowed: str) -> list[Tensor]:
+def _checked_cosines(cosines: Tensor, allowed: str) -> Tensor:
+    (cosines,) = floats(cosines=cosines)
     _check_range("cosines", cosines, -1.02, 1.02, allowed, "numbers from {:.3g} to {:.3g}")  # bfloat16 rounds 1 up
-    return floats(cosines=cosines)
+    return cosines
 
 
 def _check_range(name: str, values: Tensor, lowest: float, highest: float, allowed: str, seen: str) -> None:
@@ -286,7 +287,7 @@ def inter_class_separation_loss(
     num_new = cosines.shape[1] - num_old
     require(num_old >= 1 and num_new >= 1, "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
     require(1 <= k <= num_new, "k", k, f"1 to {num_new}, the number of new classes")
-    (cosines,) = _checked_cosines(cosines, "-1 to 1, the cosines before the scale")
+    cosines = _checked_cosines(cosines, "-1 to 1, the cosines before the scale")
     old = labels < num_old
     own = cosines.gather(1, labels[:, None])
     nearest_new = cosines[:, num_old:].topk(k, dim=1).values

@@ -98,7 +98,9 @@ def _bins_of(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, 
     one = (probabilities.to(confidence.dtype).sum(1) - 1).abs() <= rounding
     seen = f"shape {tuple(probabilities.shape)} with other sums"
     require(one.all(), "probabilities", seen, "shape (N, C) with rows that sum to 1 (softmax of the logits)")
-    predictions, labels = _pair(predictions, labels)
+    labels = whole("labels", labels, probabilities.shape[1])
+    seen = f"{len(labels)} beside {len(confidence)} images"
+    require(len(labels) == len(confidence), "labels", seen, "one prediction for each label")
     right = (predictions == labels).to(confidence.dtype)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     return confidence, right, bin_of
@@ -133,12 +135,12 @@ def forgetting(per_phase: Tensor) -> float:
 
     per_phase: (P, P), row p holds the accuracies on the classes of phases 0 .. p after phase p; NaN for later ones.
     """
-    per_phase = torch.as_tensor(per_phase).to(torch.promote_types(torch.as_tensor(per_phase).dtype, torch.float32))
+    (per_phase,) = floats(per_phase=torch.as_tensor(per_phase) * 1.0)
     square = per_phase.ndim == 2 and per_phase.shape[0] == per_phase.shape[1] >= 2
     require(square, "per_phase", f"shape {tuple(per_phase.shape)}", "(P, P) with P of at least 2")
+    measured = per_phase.tril().isfinite().all()
+    require(measured, "per_phase", per_phase.tolist, "an accuracy of every task from its phase on")
     best = per_phase[:-1, :-1].nan_to_num(-math.inf).amax(0)
-    if not (best - per_phase[-1, :-1]).isfinite().all():
-        raise ValueError("per_phase: an old task has no accuracy before the last phase, or none after it")
     # mean over the old tasks j of max_p a_pj - a_Pj   (Chaudhry et al. 2018, equation 3)
     return (best - per_phase[-1, :-1]).mean().item()
 
@@ -190,6 +192,8 @@ def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = Fal
     rejected is not counted at all, so precision grows with every rejection.
     """
     predictions, labels = _pair(predictions, labels)
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        require((values >= -1).all(), name, values.unique().tolist, "classes, or -1 for open")
     known = labels != -1
     true_positive = (known & (predictions == labels)).sum().item()
     wrong = known & (predictions != labels)

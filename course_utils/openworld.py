@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats, whole
+from .checks import floats, of_classes, whole
 from .data import LabeledImages
 from .decoupling import class_means
 from .metrics import confidence_of, open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
@@ -61,6 +61,7 @@ def squash(vectors: Tensor) -> Tensor:
     The form of the released code. The paper prints ||v||^2 / (1 + ||v||^2); its author calls that a slip.
     """
     (vectors,) = floats(vectors=vectors)
+    require(vectors.ndim == 2, "vectors", f"shape {tuple(vectors.shape)}", "(B, D)")
     return vectors / (1 + vectors.norm(dim=1, keepdim=True))
 
 
@@ -340,6 +341,8 @@ def with_attention(model: ImageClassifier, images: Tensor) -> ImageClassifier:
     Raises:
         ValueError: a network that has no map before its last layer.
     """
+    require(images.ndim == 4, "images", f"shape {tuple(images.shape)}", "(B, channels, H, W)")
+    images = floats(images=images)[0].to(next(model.parameters()).dtype)
     model = copy.deepcopy(model)
     layers = list(model.backbone)
     with evaluating(model):
@@ -368,9 +371,11 @@ def open_world_scores(probabilities: Tensor, labels: Tensor, class_counts: Tenso
     confidence, predictions = confidence_of(probabilities)
     labels = whole("labels", labels)
     require(len(labels) == len(confidence), "labels", f"{len(labels)} of them", f"{len(confidence)}, one an image")
+    counts, classes = of_classes("class_counts", class_counts), probabilities.shape[1]
+    require(len(counts) == classes, "class_counts", f"{len(counts)} of them", f"{classes}, one for each class")
     known = labels != OPEN
     accuracy = per_class_accuracy(predictions[known], labels[known], probabilities.shape[1])
-    return shot_accuracy(accuracy, class_counts) | {
+    return shot_accuracy(accuracy, counts) | {
         "AUROC": open_set_auroc(confidence, ~known),
         "FPR95": open_set_fpr(confidence, ~known),
     }

@@ -46,6 +46,7 @@ def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) ->
     images: (B, channels, H, W) on any device. The generator is a CPU generator, so that a seed gives the same shifts
     on every device.
     """
+    require(images.ndim == 4, "images", f"shape {tuple(images.shape)}", "(B, channels, H, W)")
     batch, _, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, channels, 2p+1, 2p+1, H, W)
@@ -55,6 +56,7 @@ def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) ->
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the images left to right. Not for letters."""
+    require(images.ndim == 4, "images", f"shape {tuple(images.shape)}", "(B, channels, H, W)")
     flip = torch.rand(len(images), generator=generator).to(images.device, non_blocking=True) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
