@@ -7,6 +7,7 @@ folder of your own images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .checks import of_classes, whole
 from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
 from .runtime import digest, located, require, tensor_digest
 
@@ -63,8 +65,12 @@ class LabeledImages:
         return class_counts(self.labels, self.num_classes)
 
     def subset(self, indices: Tensor) -> LabeledImages:
-        """The images at `indices`, in that order."""
+        """The images at `indices`, in that order; or those where a bool mask (N,) is True."""
         indices = torch.as_tensor(indices, device=self.labels.device)
+        if indices.dtype != torch.bool:  # uint8 would be a mask for torch
+            indices = whole("indices", indices if indices.numel() else indices.long(), len(self))
+        fits = indices.dtype != torch.bool or indices.shape == self.labels.shape
+        require(fits, "indices", f"a mask of shape {tuple(indices.shape)}", f"({len(self)},)")
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def only(self, class_names: Sequence[str]) -> LabeledImages:
@@ -93,12 +99,7 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
     Raises:
         ValueError: labels outside 0 .. num_classes - 1, or not whole numbers.
     """
-    labels = torch.as_tensor(labels)
-    whole = labels.ndim == 1 and not labels.is_floating_point()
-    require(whole, "labels", f"{labels.dtype} of shape {tuple(labels.shape)}", "integers of shape (N,)")
-    inside = not len(labels) or bool(0 <= labels.min() and labels.max() < num_classes)
-    require(inside, "labels", lambda: f"{labels.min()} to {labels.max()}", f"0 to {num_classes - 1}")
-    return torch.bincount(labels, minlength=num_classes)
+    return torch.bincount(whole("labels", labels, num_classes), minlength=num_classes)
 
 
 # ---- a long tail cut out of a dataset --------------------------------------------------------------------------------
@@ -110,9 +111,9 @@ def long_tailed(dataset: LabeledImages, counts: Sequence[int], *, seed: int) -> 
     The subset depends on `seed` alone, and a smaller count keeps a part of what a larger count keeps.
 
     Raises:
-        ValueError: not one count per class, a count below 1, or more than the class has.
+        ValueError: not one whole count per class, a count below 1, or more than the class has.
     """
-    counts = [int(c) for c in counts]
+    counts = whole("counts", of_classes("counts", counts)).tolist()
     classes = dataset.num_classes
     require(len(counts) == classes, "counts", f"{len(counts)} of them", f"one for each of {classes} classes")
     generator = torch.Generator().manual_seed(seed)
@@ -260,4 +261,4 @@ def _check_profile(num_classes: int, max_count: int, ratio: float) -> None:
     require(num_classes >= 1, "num_classes", num_classes, "at least 1")
     require(ratio >= 1, "ratio", ratio, "at least 1 (it is n_max / n_min)")
     seen = f"{max_count} with ratio {ratio}, so the rarest class would be empty"
-    require(max_count >= ratio, "max_count", seen, f"at least {ratio}")
+    require(ratio <= max_count < math.inf, "max_count", seen, f"at least {ratio}")

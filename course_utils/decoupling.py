@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import floats, sums
 from .data import LabeledImages, class_counts
-from .heads import _positive_norms
+from .heads import positive_norms
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler
@@ -33,11 +34,11 @@ def tau_normalize(weight: Tensor, tau: float) -> Tensor:
     released code use the result *without* the bias, so even tau 0 is not the classifier that was trained.
 
     Raises:
-        ValueError: tau below 0 or not a finite number, or a row whose norm is zero or not a number.
+        ValueError: tau below 0, not a finite number or too large for these norms, or a row whose norm is zero or not a
+            number.
     """
-    _check_taus([tau])
     # w_j / ||w_j||^tau
-    return weight / _positive_norms(weight)[:, None] ** tau
+    return weight / _norm_powers(positive_norms(weight), [tau])[0][:, None]
 
 
 def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Tensor | None = None) -> Tensor:
@@ -52,16 +53,17 @@ def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Ten
         bias: (C,), added after the rescaling; None as in the paper.
 
     Raises:
-        ValueError: as `tau_normalize()`, no tau at all, or shapes that do not fit.
+        ValueError: as `tau_normalize()`, no tau at all, shapes that do not fit, or NaN, of which argmax makes a class.
 
     Differs from the released code in the order of the work alone: it computes all logits again for every tau.
     """
-    taus = [float(tau) for tau in taus]
-    _check_taus(taus)
-    norms = _positive_norms(weight)
+    norms = positive_norms(weight)
     _check_shape(features.shape[1:] == weight.shape[1:], "features", features, f"(N, {weight.shape[1]})")
     _check_shape(bias is None or bias.shape == norms.shape, "bias", bias, f"({len(weight)},) or None")
-    scales = [norms**-tau for tau in taus]
+    scales = _norm_powers(norms, taus, -1)
+    features, weight, *biases = floats(features=features, weight=weight, **({} if bias is None else {"bias": bias}))
+    for name, numbers in zip(("features", "bias"), (features, *biases), strict=False):
+        require(numbers.isfinite().all(), name, "NaN or infinity", "finite numbers")
     said = torch.empty(len(taus), len(features), dtype=torch.int64, device=features.device)
     rows = max(1, (1 << (18 if on_cpu(features) else 26)) // len(weight))  # on a CPU: what fits into its cache
     for start in range(0, len(features), rows):
@@ -70,14 +72,20 @@ def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Ten
         for t, scale in enumerate(scales):
             # z_j = (w_j . f) ||w_j||^-tau
             torch.mul(logits, scale, out=scaled)
-            said[t, start : start + rows] = (scaled if bias is None else scaled.add_(bias)).argmax(1)
+            said[t, start : start + rows] = (scaled.add_(*biases) if biases else scaled).argmax(1)
     return said
 
 
-def _check_taus(taus: Sequence[float]) -> None:
+def _norm_powers(norms: Tensor, taus: Sequence[float], sign: int = 1) -> list[Tensor]:
+    """||w_j||^(sign tau) for every tau: (C,) each."""
     require(len(taus), "taus", "none", "at least one number")
     for tau in taus:
         require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
+    powers = [norms ** (sign * tau) for tau in taus]
+    good = torch.stack(powers)
+    good = (good > 0) & good.isfinite()
+    require(good.all(), "tau", f"{max(taus)}, of which a power of a norm is 0 or infinite", "less")
+    return powers
 
 
 def _check_shape(fits: bool, name: str, tensor: Any, allowed: str) -> None:
@@ -88,19 +96,19 @@ def _check_shape(fits: bool, name: str, tensor: Any, allowed: str) -> None:
 
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """mu_j, the mean feature of every class: floats (N, D) and int64 (N,) to (C, D).
+    """mu_j, the mean feature of every class: floats (N, D) and int64 (N,) to (C, D), at least float32.
 
     Raises:
         ValueError: a class without images, labels that are not int64 or out of range, shapes that do not fit, or
             features that are not finite.
     """
-    counts = _check_features(features, labels, num_classes)
+    features, counts = _checked_features(features, labels, num_classes)
     # mu_j = 1/n_j sum of f_i over the images i of class j
-    return features.new_zeros(num_classes, features.shape[1]).index_add(0, labels, features) / counts[:, None]
+    return sums(features, labels, num_classes) / counts[:, None]
 
 
-def _check_features(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The counts of the classes, or a ValueError."""
+def _checked_features(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The features in at least float32 and the counts of the classes, or a ValueError."""
     seen = [f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in (features, labels)]
     require(features.ndim == 2 and features.is_floating_point(), "features", seen[0], "floats (N, D)")
     require(features.isfinite().all(), "features", "NaN or infinity", "finite numbers")
@@ -109,7 +117,7 @@ def _check_features(features: Tensor, labels: Tensor, num_classes: int) -> Tenso
     require(len(labels), "labels", "none", "at least one of each class")
     counts = class_counts(labels, num_classes)
     require(counts.all(), "labels", lambda: f"no image of class {counts.argmin()}", "at least one of each class")
-    return counts
+    return floats(features=features)[0], counts
 
 
 class NearestClassMean(nn.Module):
@@ -136,7 +144,7 @@ class NearestClassMean(nn.Module):
     def __init__(self, features: Tensor, labels: Tensor, num_classes: int, treatment: str = "cl2n"):
         super().__init__()
         require(treatment in self.TREATMENTS, "treatment", repr(treatment), ", ".join(self.TREATMENTS))
-        _check_features(features, labels, num_classes)
+        features, _ = _checked_features(features, labels, num_classes)
         self.treatment = treatment
         self.register_buffer("center", features.mean(0))
         self.register_buffer("means", class_means(self.treat(features), labels, num_classes))
@@ -144,16 +152,17 @@ class NearestClassMean(nn.Module):
     def treat(self, features: Tensor) -> Tensor:
         """g: (B, D) to (B, D)."""
         _check_shape(features.shape[1:] == self.center.shape, "features", features, f"(B, {len(self.center)})")
+        features, _ = floats(features=features, center=self.center)
         if self.treatment == "cl2n":
             features = features - self.center
         return features if self.treatment == "un" else F.normalize(features, dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to (B, C), at most 0: minus the squared distance to every class mean."""
-        g = self.treat(features)
+        g, means = floats(features=self.treat(features), means=self.means)
         # z_j = -||g - mu_j||^2 = 2 g . mu_j - (||g||^2 + ||mu_j||^2)
-        lengths = g.square().sum(1, keepdim=True) + self.means.square().sum(1)
-        return (2 * g @ self.means.T - lengths).clamp(max=0)
+        lengths = g.square().sum(1, keepdim=True) + means.square().sum(1)
+        return (2 * g @ means.T - lengths).clamp(max=0)
 
 
 # ---- classifiers trained anew on features that stay ------------------------------------------------------------------
@@ -178,14 +187,18 @@ class LearnableWeightScaling(nn.Module):
         super().__init__()
         _check_shape(weight.ndim == 2, "weight", weight, "(classes, features)")
         _check_shape(bias is None or bias.shape == weight.shape[:1], "bias", bias, f"({len(weight)},) or None")
+        weight, bias = floats(weight=weight, bias=weight.new_zeros(len(weight)) if bias is None else bias)
         self.register_buffer("weight", weight.detach().clone())
-        self.register_buffer("bias", weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
         self.scale = nn.Parameter(weight.new_ones(len(weight)))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, C)."""
+        width = self.weight.shape[1]
+        _check_shape(features.ndim == 2 and features.shape[1] == width, "features", features, f"(B, {width})")
+        features, weight, bias = floats(features=features, weight=self.weight, bias=self.bias)
         # z_j = s_j (w_j . f + b_j)
-        return self.scale * F.linear(features, self.weight, self.bias)
+        return self.scale * F.linear(features, weight, bias)
 
 
 def train_head(
@@ -206,7 +219,7 @@ def train_head(
     Cross-entropy, SGD and the cosine schedule of `training.fit()`; `sampler` is class-balanced by default.
 
     Args:
-        head: module from (B, D) features to (B, C) logits, on the device of the features.
+        head: module from (B, D) features to (B, C) logits, on the device of the features, which it gets in its type.
         features: (N, D). labels: int64 (N,), every class from 0 to the largest one at least once.
         epochs, batch_size, lr, momentum, weight_decay, seed: as in `training.fit()`.
 
@@ -214,7 +227,8 @@ def train_head(
         ValueError: an argument out of range, or a class without images.
         FloatingPointError: the loss became NaN or infinite.
     """
-    _check_features(features, labels, int(labels.max()) + 1 if len(labels) else 1)
+    _checked_features(features, labels, int(labels.max()) + 1 if labels.dtype == torch.int64 and len(labels) else 1)
+    features = features.to(next((w.dtype for w in head.parameters()), torch.float32))
     require(epochs >= 1 and batch_size >= 1, "epochs, batch_size", f"{epochs}, {batch_size}", "at least 1")
     fine = lr > 0 and momentum >= 0 and weight_decay >= 0
     require(fine, "lr, momentum, weight_decay", f"{lr}, {momentum}, {weight_decay}", "above 0, and at least 0")
@@ -249,7 +263,7 @@ def retrain_classifier(features: Tensor, labels: Tensor, num_classes: int, *, se
     cost one pass. `retrain_end_to_end()` keeps the augmentation. There, on ImageNet-LT, learning rate 0.2, batches of
     512 and 10 epochs; here 0.1, 64 and, by default, 10 as well.
     """
-    _check_features(features, labels, num_classes)
+    _checked_features(features, labels, num_classes)
     head = _new_head(features.shape[1], num_classes, seed, features.device)
     train_head(head, features, labels, seed=seed, **settings)
     return head

@@ -1,8 +1,8 @@
 """Classifiers on top of the features, and what one can do to the rows of a trained one.
 
 A linear head gives class j the logit z_j = w_j . f + b_j. Row w_j of the weight matrix W (C, D) is the class vector;
-its length ||w_j|| is the weight norm. The functions here are interventions: they return a new W or b and leave the
-model alone, so one can ask what would happen *if* the norms were different.
+its length ||w_j|| is the weight norm. The functions here are interventions: they return a new W or b, at least float32,
+and leave the model alone, so one can ask what would happen *if* the norms were different.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import floats, of_classes, whole
 from .runtime import require
 
 
@@ -67,8 +68,9 @@ class CosineClassifier(nn.Module):
         fits = features.ndim == 2 and features.shape[1] == self.in_features
         require(fits, "features", f"shape {tuple(features.shape)}", f"(B, {self.in_features})")
         # cos(w_j, f) = (w_j / ||w_j||) . (f / ||f||)
+        features, *parts = floats(features=features, **{f"rows_{p}": rows for p, rows in enumerate(self.rows)})
         directions = F.normalize(features, dim=1)  # phase by phase: one product of another size rounds differently
-        return torch.cat([directions @ F.normalize(rows, dim=1).T for rows in self.rows], dim=1)
+        return torch.cat([directions @ F.normalize(rows, dim=1).T for rows in parts], dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, C), each from -scale to scale."""
@@ -93,16 +95,15 @@ class CosineClassifier(nn.Module):
         mean norm of the other rows (of all rows, if there are no others). The norm changes no logit, only how fast the
         row turns in training.
 
-        features: (N, D). labels: int64 (N,), 0 to C - 1.
+        features: (N, D). labels: integers (N,), 0 to C - 1.
 
         LUCIR's paper does not mention this step; its released code does it for the new classes of every phase.
         """
         fits = features.shape == (len(labels), self.in_features) and len(labels) > 0
         seen = f"shape {tuple(features.shape)} with {len(labels)} labels"
         require(fits, "features", seen, f"(N, {self.in_features}), one label each")
+        (features,), labels = floats(features=features), whole("labels", labels, self.num_classes)
         require(features.isfinite().all(), "features", "NaN or infinite numbers", "finite ones")
-        low, high = labels.aminmax()
-        require(low >= 0 and high < self.num_classes, "labels", f"{low} to {high}", f"0 to {self.num_classes - 1}")
         weight, present = self.weight.clone(), labels.unique()
         others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
         others[present] = False
@@ -152,7 +153,8 @@ def weight_align(weight: Tensor, num_old: int) -> Tensor:
     Raises:
         ValueError: num_old outside 1 .. C - 1, or a row of zeros.
     """
-    norms = _positive_norms(weight)
+    (weight,) = floats(weight=weight)
+    norms = positive_norms(weight)
     require(1 <= num_old < len(weight), "num_old", num_old, f"1 to {len(weight) - 1}")
     # gamma = mean ||w_old|| / mean ||w_new||   (Zhao et al. 2020, equation 6)
     gamma = norms[:num_old].mean() / norms[num_old:].mean()
@@ -162,7 +164,7 @@ def weight_align(weight: Tensor, num_old: int) -> Tensor:
 def row_norms(weight: Tensor) -> Tensor:
     """||w_j|| of every row: (C, D) to (C,)."""
     require(weight.ndim == 2, "weight", f"shape {tuple(weight.shape)}", "(classes, features)")
-    return weight.norm(dim=1)
+    return floats(weight=weight)[0].norm(dim=1)
 
 
 def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
@@ -176,7 +178,7 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
         ValueError: strength outside 0 .. 1, or a row of zeros.
     """
     require(0 <= strength <= 1, "strength", strength, "0 to 1")
-    norms = _positive_norms(weight)
+    norms = positive_norms(weight)
     mean = norms.log().mean().exp()
     # w_j (g / ||w_j||)^tau   (Kang et al. 2020, section 4)
     return weight * ((mean / norms) ** strength)[:, None]
@@ -184,19 +186,22 @@ def equalize_norms(weight: Tensor, strength: float = 1.0) -> Tensor:
 
 def with_norms(weight: Tensor, norms: Tensor) -> Tensor:
     """The same directions with other row norms: (C, D) and (C,) to (C, D)."""
+    norms = of_classes("norms", norms, least=0)
     require(norms.shape == weight.shape[:1], "norms", f"shape {tuple(norms.shape)}", f"({len(weight)},)")
-    require((norms >= 0).all(), "norms", norms.tolist, "numbers of at least 0")
-    return weight * (norms / _positive_norms(weight))[:, None]
+    return weight * (norms / positive_norms(weight))[:, None]
 
 
 def equalize_biases(bias: Tensor, strength: float = 1.0) -> Tensor:
     """Bring the biases together: (1 - strength) * b_j + strength * mean(b)."""
     require(0 <= strength <= 1, "strength", strength, "0 to 1")
+    (bias,) = floats(bias=bias)
+    require(bias.ndim == 1, "bias", f"shape {tuple(bias.shape)}", "(C,)")
     return torch.lerp(bias, bias.mean().expand_as(bias), strength)
 
 
-def _positive_norms(weight: Tensor) -> Tensor:
+def positive_norms(weight: Tensor) -> Tensor:
+    """`row_norms()`, all above 0 and finite."""
     norms = row_norms(weight)
-    positive = bool((norms > 0).all())
+    positive = bool(((norms > 0) & norms.isfinite()).all())
     require(positive, "weight", lambda: f"norm {norms.min():g} of row {int(norms.argmin())}", "norms above 0")
     return norms

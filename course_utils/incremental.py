@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import floats
 from .data import LabeledImages, class_counts
 from .decoupling import class_means
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
@@ -68,9 +69,9 @@ def herding(features: Tensor, k: int) -> Tensor:
     shape = tuple(features.shape)
     require(len(shape) == 2 and 1 <= k <= shape[0], "k", f"{k} for features of shape {shape}", "1 to N for (N, D)")
     require(features.isfinite().all(), "features", "NaN or infinite numbers", "finite ones")
-    rows = F.normalize(features, dim=1)
+    rows = F.normalize(floats(features=features)[0], dim=1)
     goal = rows.mean(0)
-    missing, free, chosen = goal.clone(), torch.zeros(len(rows), device=rows.device), []
+    missing, free, chosen = goal.clone(), rows.new_zeros(len(rows)), []
     for _ in range(k):
         # missing = t mu - sum of the rows chosen so far; next is argmax_x <missing, x>
         best = (rows @ missing + free).argmax(0, keepdim=True)
@@ -89,6 +90,8 @@ def nearest_mean(features: Tensor, stored: Tensor, labels: Tensor, num_classes: 
     fit = stored.ndim == 2 and features.shape[1:] == stored.shape[1:]
     seen = f"shape {tuple(features.shape)} beside stored ones of {tuple(stored.shape)}"
     require(fit, "features", seen, "(B, D) beside (N, D)")
+    require(features.isfinite().all(), "features", "NaN or infinite numbers", "finite ones")
+    features, stored = floats(features=features, stored=stored)
     means = F.normalize(class_means(F.normalize(stored, dim=1), labels, num_classes), dim=1)
     # argmax_j cos(f, mu_j); the length of f does not matter
     return (features @ means.T).argmax(1)
@@ -374,6 +377,9 @@ def new_class_margins(cosines: Tensor, labels: Tensor, num_old: int) -> Tensor:
     """
     class_counts(labels, cosines.shape[1])  # refuses labels of other classes
     require(1 <= num_old < cosines.shape[1], "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
+    (cosines,), labels = floats(cosines=cosines), labels.long()
+    seen = f"shape {tuple(cosines.shape)} with {len(labels)} labels"
+    require(cosines.ndim == 2 and len(cosines) == len(labels), "cosines", seen, "(N, C) with (N,)")
     old = labels < num_old
     # cos(f, w_y) - max over new j of cos(f, w_j)
     return cosines[old].gather(1, labels[old, None])[:, 0] - cosines[old, num_old:].amax(1)

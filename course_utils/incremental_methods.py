@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import floats
 from .data import LabeledImages, class_counts
 from .losses import (
     adaptive_less_forget_weight,
@@ -111,6 +112,7 @@ class BiasCorrection:
         """(B, C) to (B, C), the newest classes last."""
         shape = tuple(logits.shape)
         require(shape[1:] == (self.newest.stop,), "logits", f"shape {shape}", f"(B, {self.newest.stop})")
+        (logits,) = floats(logits=logits)
         # z_j -> alpha z_j + beta for the newest classes j
         corrected = logits.clone()
         corrected[:, self.newest] = self.alpha * logits[:, self.newest] + self.beta
@@ -123,7 +125,11 @@ class BiasCorrection:
         seen = f"shape {tuple(logits.shape)}, {len(labels)} labels"
         require(len(logits) == len(labels) > 0, "logits", seen, "one label each")
         class_counts(labels, self.newest.stop)  # refuses labels of other classes
-        logits, labels = logits.detach().cpu().double(), labels.cpu()  # Apple GPUs have no float64
+        require(logits.isfinite().all(), "logits", "NaN or infinity", "finite numbers")
+        logits, labels = (
+            floats(logits=logits)[0].detach().cpu().double(),
+            labels.cpu().long(),
+        )  # Apple GPUs have no float64
 
         def loss(pair):
             self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)

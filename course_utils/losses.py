@@ -2,7 +2,8 @@
 
 n_j is the number of training images of class j, C the number of classes. A weight of a loss multiplies the loss of
 every image of that class; `torch.nn.CrossEntropyLoss(weight=w)` divides by the sum of the weights in the batch, so
-multiplying all weights by one number changes nothing there.
+multiplying all weights by one number changes nothing there. Logits, cosines and features may have half precision: the
+losses compute in float32, since a mean of bfloat16 numbers has two digits.
 """
 
 from __future__ import annotations
@@ -14,20 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import floats, of_classes
 from .runtime import on_cpu, require
 from .sampling import switch_epoch
-
-
-def _counts(class_counts: Tensor | Sequence[int]) -> Tensor:
-    counts = torch.as_tensor(class_counts)
-    filled = counts.ndim == 1 and len(counts) > 0 and bool((counts >= 1).all())  # NaN is not
-    require(filled, "class_counts", lambda: _empty_in(counts), "one number of at least 1 for each class")
-    return counts.cpu().double()  # Apple GPUs have no float64
-
-
-def _empty_in(counts: Tensor) -> str:
-    empty = (~(counts >= 1)).nonzero()[:, 0].tolist() if counts.ndim == 1 else []
-    return f"{counts.tolist()}" + (f", where class {empty[0]} is empty" if empty else "")
 
 
 def inverse_frequency_weights(class_counts: Tensor | Sequence[int]) -> Tensor:
@@ -36,8 +26,9 @@ def inverse_frequency_weights(class_counts: Tensor | Sequence[int]) -> Tensor:
     Raises:
         ValueError: an empty class.
     """
+    counts = of_classes("class_counts", class_counts, least=1)
     # w_j = C (1 / n_j) / sum_k (1 / n_k)
-    return _sum_to_length(1 / _counts(class_counts), class_counts)
+    return _sum_to_length(1 / counts.cpu().double()).to(counts.device)  # Apple GPUs have no float64
 
 
 def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
@@ -50,14 +41,14 @@ def effective_number_weights(class_counts: Tensor | Sequence[int], beta: float =
         ValueError: an empty class, or beta outside [0, 1).
     """
     require(0 <= beta < 1, "beta", beta, "at least 0 and below 1")
-    counts = _counts(class_counts)
+    counts = of_classes("class_counts", class_counts, least=1)
     # w_j ~ 1 / (1 - beta^n_j); the factor 1 - beta is common to all   (Cui et al. 2019, equation 2)
-    weights = 1 / -torch.expm1(counts * torch.log(torch.tensor(beta, dtype=torch.float64)))
-    return _sum_to_length(weights, class_counts)
+    weights = 1 / -torch.expm1(counts.cpu().double() * torch.log(torch.tensor(beta, dtype=torch.float64)))
+    return _sum_to_length(weights).to(counts.device)
 
 
-def _sum_to_length(weights: Tensor, like: Tensor | Sequence[int]) -> Tensor:
-    return (weights * len(weights) / weights.sum()).float().to(torch.as_tensor(like).device)
+def _sum_to_length(weights: Tensor) -> Tensor:
+    return (weights * len(weights) / weights.sum()).float()
 
 
 # ---- focal loss, and label-distribution-aware margins (LDAM, Cao et al. 2019) ----------------------------------------
@@ -88,6 +79,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         _check_batch("logits", logits, labels, None if self.weight is None else len(self.weight))
+        (logits,) = floats(logits=logits)
         negative_log = F.cross_entropy(logits, labels, reduction="none")
         miss = -torch.expm1(-negative_log)  # 1 - p_y
         miss = miss.clamp(min=torch.finfo(miss.dtype).eps)  # at 0 the gradient of miss^gamma would be infinite
@@ -110,10 +102,11 @@ def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, 
     """
     require(0 < max_margin < math.inf, "max_margin", max_margin, "above 0 (without margins, take cross-entropy)")
     require(0 <= exponent < math.inf, "exponent", exponent, "at least 0")
-    counts = _counts(class_counts)
+    given = of_classes("class_counts", class_counts, least=1)
+    counts = given.cpu().double()
     # m_j = C / n_j^(1/4) with C such that the largest is max_margin   (Cao et al. 2019, section 3.1)
     margins = max_margin * (counts.min() / counts) ** exponent
-    return margins.float().to(torch.as_tensor(class_counts).device)
+    return margins.float().to(given.device)
 
 
 FROM_A_COSINE_HEAD = (
@@ -163,7 +156,7 @@ class LDAMLoss(nn.Module):
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
         _check_batch("cosines", cosines, labels, len(self.margins))
-        _check_cosines(cosines, FROM_A_COSINE_HEAD)
+        cosines = _checked_cosines(cosines, FROM_A_COSINE_HEAD)
         # cross-entropy of scale * (cos_y - m_y) for the true class and scale * cos_j for the others
         own = self.margins.to(cosines)[labels, None] * -self.scale
         logits = (self.scale * cosines).scatter_add_(1, labels[:, None], own)
@@ -179,7 +172,7 @@ class LDAMHingeLoss(LDAMLoss):
 
     def forward(self, cosines: Tensor, labels: Tensor) -> Tensor:
         _check_batch("cosines", cosines, labels, len(self.margins))
-        _check_cosines(cosines, FROM_A_COSINE_HEAD)
+        cosines = _checked_cosines(cosines, FROM_A_COSINE_HEAD)
         own = cosines.gather(1, labels[:, None])[:, 0]
         others = cosines.scatter(1, labels[:, None], -math.inf).amax(1)
         # scale * max(0, m_y - cos_y + max_{j != y} cos_j)
@@ -190,8 +183,8 @@ class LDAMHingeLoss(LDAMLoss):
 def _checked_weight(weight: Tensor | None, num_classes: int | None = None) -> Tensor | None:
     if weight is None:
         return None
-    weight = torch.as_tensor(weight, dtype=torch.float32)
-    fits = weight.ndim == 1 and len(weight) == (num_classes or len(weight)) and bool((weight >= 0).all())
+    weight = of_classes("weight", weight, least=0).float()
+    fits = len(weight) == (num_classes or len(weight))
     require(fits, "weight", weight.tolist, f"one number of at least 0 for each of {num_classes or 'the'} classes")
     return weight
 
@@ -201,11 +194,14 @@ def _check_batch(name: str, values: Tensor, labels: Tensor, num_classes: int | N
     seen = f"shape {tuple(values.shape)} with labels of {tuple(labels.shape)}"
     require(fits, name, seen, f"(B, {num_classes or 'C'}) with (B,)")
     require(len(labels) >= least, name, "an empty batch", "at least one image")
+    require(labels.dtype == torch.int64, "labels", labels.dtype, "int64")  # torch takes uint8 for a mask
     _check_range("labels", labels, 0, values.shape[1] - 1, f"0 to {values.shape[1] - 1}", "{} to {}")
 
 
-def _check_cosines(cosines: Tensor, allowed: str) -> None:
+def _checked_cosines(cosines: Tensor, allowed: str) -> Tensor:
+    (cosines,) = floats(cosines=cosines)
     _check_range("cosines", cosines, -1.02, 1.02, allowed, "numbers from {:.3g} to {:.3g}")  # bfloat16 rounds 1 up
+    return cosines
 
 
 def _check_range(name: str, values: Tensor, lowest: float, highest: float, allowed: str, seen: str) -> None:
@@ -232,7 +228,8 @@ def distillation_loss(logits: Tensor, old_logits: Tensor, temperature: float = 2
     Hinton et al. 2015, section 2, without their factor T^2: the iCaRL baseline in the released code of LUCIR multiplies
     by 0.25 T^2 at T = 2, which is 1 as here.
     """
-    require(temperature > 0, "temperature", temperature, "above 0")
+    require(0 < temperature < math.inf, "temperature", temperature, "above 0")
+    logits, old_logits = floats(logits=logits, old_logits=old_logits)
     now = _old_columns("logits", logits, old_logits) / temperature
     target = (old_logits / temperature).log_softmax(1)
     # KL(softmax(old / T) || softmax(now / T))
@@ -245,6 +242,7 @@ def score_distillation_loss(cosines: Tensor, old_cosines: Tensor) -> Tensor:
     cosines: (B, C), the old classes first, before the scale. old_cosines: (B, C_old). Hou et al. 2019, equation 5.
     It cannot see a rotation of features and rows together.
     """
+    cosines, old_cosines = floats(cosines=cosines, old_cosines=old_cosines)
     # sum_j (cos_j - cos_j^old)^2   (Hou et al. 2019, equation 5)
     return (_old_columns("cosines", cosines, old_cosines) - old_cosines).square().sum(1).mean()
 
@@ -256,6 +254,7 @@ def less_forget_loss(features: Tensor, old_features: Tensor) -> Tensor:
     """
     seen = f"shape {tuple(features.shape)} beside old_features of {tuple(old_features.shape)}"
     require(features.shape == old_features.shape and features.ndim == 2, "features", seen, "both (B, D)")
+    features, old_features = floats(features=features, old_features=old_features)
     # 1 - cos(f, f_old)   (Hou et al. 2019, equation 6)
     return 1 - F.cosine_similarity(features, old_features, dim=1).mean()
 
@@ -288,7 +287,7 @@ def inter_class_separation_loss(
     num_new = cosines.shape[1] - num_old
     require(num_old >= 1 and num_new >= 1, "num_old", num_old, f"1 to {cosines.shape[1] - 1}")
     require(1 <= k <= num_new, "k", k, f"1 to {num_new}, the number of new classes")
-    _check_cosines(cosines, "-1 to 1, the cosines before the scale")
+    cosines = _checked_cosines(cosines, "-1 to 1, the cosines before the scale")
     old = labels < num_old
     own = cosines.gather(1, labels[:, None])
     nearest_new = cosines[:, num_old:].topk(k, dim=1).values

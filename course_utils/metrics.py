@@ -1,6 +1,7 @@
 """How good is a classifier when classes differ in size? Accuracy by class, by group, over time, and in an open world.
 
-Predictions and labels are int64 (N,) tensors on one device. An average over nothing is NaN, never 0.
+Predictions and labels are integers (N,) on one device. Probabilities and confidence may have half precision, what is
+computed from them has at least that of float32. An average over nothing is NaN, never 0; NaN that comes in is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .checks import floats, of_classes, sums, whole
 from .runtime import require
 
 GROUPS = ("many", "medium", "few")
@@ -20,11 +22,11 @@ def per_class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) ->
     """Share of right answers in each class, the recall: float32 (num_classes,), NaN for a class without images.
 
     Raises:
-        ValueError: different shapes, or a label outside 0 .. num_classes - 1.
+        ValueError: different shapes, no integers, or a label outside 0 .. num_classes - 1. A prediction may be any
+            integer, as -1 for a rejected image, which is wrong.
     """
-    _check_pair(predictions, labels)
-    require(not labels.is_floating_point(), "labels", labels.dtype, "integers")
-    _check_range("labels", labels, num_classes)
+    predictions, labels = _pair(predictions, labels)
+    labels = whole("labels", labels, num_classes)
     total = torch.bincount(labels, minlength=num_classes)
     right = torch.bincount(labels[predictions == labels], minlength=num_classes)
     return right / total  # 0 / 0 is NaN
@@ -47,7 +49,7 @@ def shot_accuracy(
     The borders are those of Kang et al. 2020. Differs from the released OLTR code (Liu et al. 2019), where a class
     with exactly 100 images counts as many and one with exactly 20 as few.
     """
-    per_class, groups = torch.as_tensor(per_class, dtype=torch.float32), shot_groups(class_counts, many=many, few=few)
+    per_class, groups = of_classes("per_class", per_class).float(), shot_groups(class_counts, many=many, few=few)
     require(per_class.shape == groups.shape, "per_class", f"shape {tuple(per_class.shape)}", tuple(groups.shape))
     means = {name: per_class[groups.to(per_class.device) == g].nanmean().item() for g, name in enumerate(GROUPS)}
     return means | {"all": per_class.nanmean().item()}
@@ -55,9 +57,7 @@ def shot_accuracy(
 
 def shot_groups(class_counts: Tensor | Sequence[int], *, many: int = 100, few: int = 20) -> Tensor:
     """int64 (C,): 0 for a class with more than `many` training images, 2 with fewer than `few`, 1 in between."""
-    counts = torch.as_tensor(class_counts)
-    fits = counts.ndim == 1 and bool((counts >= 0).all())
-    require(fits, "class_counts", counts.tolist, "one number of at least 0 for each class")
+    counts = of_classes("class_counts", class_counts, least=0)
     require(few <= many + 1, "few", f"{few} with many={many}", f"at most {many + 1}")
     return torch.where(counts > many, 0, torch.where(counts < few, 2, 1))
 
@@ -74,9 +74,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) 
     is the mean of |accuracy - confidence| over the bins, weighted by their numbers of images.
     """
     confidence, right, bin_of = _bins_of(probabilities, labels, bins)
-    gaps = torch.zeros(bins, dtype=confidence.dtype, device=labels.device).index_add(0, bin_of, right - confidence)
     # sum_b n_b / N * |accuracy_b - confidence_b|   (Guo et al. 2017, equation 3)
-    return (gaps.abs().sum() / len(labels)).item()
+    return (sums(right - confidence, bin_of, bins).abs().sum() / len(labels)).item()
 
 
 def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> dict[str, list[float]]:
@@ -87,22 +86,39 @@ def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -
     """
     confidence, right, bin_of = _bins_of(probabilities, labels, bins)
     count = torch.bincount(bin_of, minlength=bins)
-    sums = [v.new_zeros(bins).index_add(0, bin_of, v) for v in (confidence, right)]
-    means = [(v / count).tolist() for v in sums]
+    means = [(sums(v, bin_of, bins) / count).tolist() for v in (confidence, right)]
     return {"count": count.tolist(), "confidence": means[0], "accuracy": means[1]}
 
 
 def _bins_of(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """(largest probability, 1.0 where it is right, its bin), each (N,)."""
     require(bins >= 1, "bins", bins, "at least 1")
-    one = probabilities.ndim == 2 and torch.allclose(probabilities.sum(1), probabilities.new_ones(()), atol=1e-3)
-    seen = f"shape {tuple(probabilities.shape)}" + (" with other sums" if probabilities.ndim == 2 else "")
-    require(one, "probabilities", seen, "shape (N, C) with rows that sum to 1 (softmax of the logits)")
-    confidence, predictions = probabilities.max(1)
-    _check_pair(predictions, labels)
+    confidence, predictions = confidence_of(probabilities)
+    rounding = max(1e-3, torch.finfo(probabilities.dtype).eps)  # that of each number in bfloat16
+    one = (probabilities.to(confidence.dtype).sum(1) - 1).abs() <= rounding
+    seen = f"shape {tuple(probabilities.shape)} with other sums"
+    require(one.all(), "probabilities", seen, "shape (N, C) with rows that sum to 1 (softmax of the logits)")
+    labels = whole("labels", labels, probabilities.shape[1])
+    seen = f"{len(labels)} beside {len(confidence)} images"
+    require(len(labels) == len(confidence), "labels", seen, "one prediction for each label")
     right = (predictions == labels).to(confidence.dtype)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     return confidence, right, bin_of
+
+
+def confidence_of(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest probability of each image and its class, each (N,), of probabilities (N, C), 0 to 1."""
+    shape = tuple(probabilities.shape)
+    require(len(shape) == 2 and shape[1], "probabilities", f"shape {shape}", "shape (N, C) with C of at least 1")
+    (probabilities,) = floats(probabilities=probabilities)
+    if len(probabilities):
+        low, high = probabilities.aminmax()
+        inside = low >= 0 and high <= 1.001  # NaN is not
+        require(
+            inside, "probabilities", lambda: f"{low.item():.3g} to {high.item():.3g}", "0 to 1 (softmax of the logits)"
+        )
+    confidence, predictions = probabilities.max(1)
+    return confidence, predictions
 
 
 def average_incremental_accuracy(accuracies: Sequence[float]) -> float:
@@ -111,7 +127,7 @@ def average_incremental_accuracy(accuracies: Sequence[float]) -> float:
     Whether the base phase is among them is the caller's choice: say which.
     """
     require(len(accuracies) > 0, "accuracies", "none", "one for each phase")
-    return sum(accuracies) / len(accuracies)
+    return sum(map(float, accuracies)) / len(accuracies)
 
 
 def forgetting(per_phase: Tensor) -> float:
@@ -119,12 +135,12 @@ def forgetting(per_phase: Tensor) -> float:
 
     per_phase: (P, P), row p holds the accuracies on the classes of phases 0 .. p after phase p; NaN for later ones.
     """
-    per_phase = torch.as_tensor(per_phase)
+    (per_phase,) = floats(per_phase=torch.as_tensor(per_phase) * 1.0)
     square = per_phase.ndim == 2 and per_phase.shape[0] == per_phase.shape[1] >= 2
     require(square, "per_phase", f"shape {tuple(per_phase.shape)}", "(P, P) with P of at least 2")
+    measured = per_phase.tril().isfinite().all()
+    require(measured, "per_phase", per_phase.tolist, "an accuracy of every task from its phase on")
     best = per_phase[:-1, :-1].nan_to_num(-math.inf).amax(0)
-    if not (best - per_phase[-1, :-1]).isfinite().all():
-        raise ValueError("per_phase: an old task has no accuracy before the last phase, or none after it")
     # mean over the old tasks j of max_p a_pj - a_Pj   (Chaudhry et al. 2018, equation 3)
     return (best - per_phase[-1, :-1]).mean().item()
 
@@ -135,8 +151,14 @@ def error_blocks(predictions: Tensor, labels: Tensor, num_old: int) -> dict[str,
     Classes 0 .. num_old - 1 are old. "old_to_old" and "old_to_new": old images taken for a wrong old class or for a new
     one, as a share of the old images, 0 to 1. "new_to_old", "new_to_new": the same of new images. "share_new": images
     called new, divided by images that are new; 1 is right. NaN if there are no such images.
+
+    Raises:
+        ValueError: different shapes, no integers, or one below 0: a rejected image (-1) is called neither old nor new.
     """
-    _check_pair(predictions, labels)
+    predictions, labels = _pair(predictions, labels)
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        below = values[values < 0]
+        require(not len(below), name, below.tolist, "classes, at least 0")
     wrong, old, said_old = predictions != labels, labels < num_old, predictions < num_old
 
     def share(which: Tensor, among: Tensor) -> float:
@@ -153,9 +175,8 @@ def error_blocks(predictions: Tensor, labels: Tensor, num_old: int) -> dict[str,
 
 def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """int64 (C, C): entry [i, j] counts images of class i that were called j."""
-    _check_pair(predictions, labels)
-    for name, values in (("predictions", predictions), ("labels", labels)):
-        _check_range(name, values, num_classes)
+    predictions, labels = _pair(predictions, labels)
+    predictions, labels = whole("predictions", predictions, num_classes), whole("labels", labels, num_classes)
     return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
 
 
@@ -170,7 +191,9 @@ def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = Fal
     older: as the code was until January 2020, and as the numbers of the paper were computed: a known image that is
     rejected is not counted at all, so precision grows with every rejection.
     """
-    _check_pair(predictions, labels)
+    predictions, labels = _pair(predictions, labels)
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        require((values >= -1).all(), name, values.unique().tolist, "classes, or -1 for open")
     known = labels != -1
     true_positive = (known & (predictions == labels)).sum().item()
     wrong = known & (predictions != labels)
@@ -187,23 +210,24 @@ def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = Fal
 def open_set_auroc(confidence: Tensor, is_open: Tensor) -> float:
     """Chance that a known image gets more confidence than an open one, 0 to 1; 0.5 is guessing; NaN without both kinds.
 
-    confidence: (N,), larger means "known". is_open: bool (N,).
+    confidence: floats (N,), larger means "known". is_open: bool (N,), as of `labels == -1`.
     """
-    _check_pair(confidence, is_open)
+    confidence = _confidence(confidence, is_open)
+    require(confidence.isfinite().all(), "confidence", "infinity", "finite numbers")
     if is_open.all() or not is_open.any():
         return math.nan
     from sklearn.metrics import roc_auc_score  # here: it takes seconds to import, in every process of run_grid()
 
-    return float(roc_auc_score((~is_open).cpu().numpy(), confidence.detach().float().cpu().numpy()))
+    return float(roc_auc_score((~is_open).cpu().numpy(), confidence.detach().cpu().numpy()))
 
 
 def accepting_threshold(confidence: Tensor, share: float = 0.95) -> float:
     """The threshold that accepts at least `share` of these images: the choice on known validation images.
 
-    confidence: (N,), larger means "known". It needs no open image, and nobody has those before they come.
+    confidence: floats (N,), larger means "known". It needs no open image, and nobody has those before they come.
     """
-    some = confidence.ndim == 1 and len(confidence) > 0
-    require(some, "confidence", f"shape {tuple(confidence.shape)}", "(N,) with N of at least 1")
+    confidence = _confidence(confidence)
+    require(len(confidence), "confidence", "shape (0,)", "(N,) with N of at least 1")
     require(0 < share <= 1, "share", share, "above 0, at most 1")
     accepted = max(1, math.ceil(round(share * len(confidence), 6)))  # 0.55 * 100 is 55.000000000000007
     return confidence.sort(descending=True).values[accepted - 1].item()
@@ -212,9 +236,9 @@ def accepting_threshold(confidence: Tensor, share: float = 0.95) -> float:
 def open_set_fpr(confidence: Tensor, is_open: Tensor, *, accepted: float = 0.95) -> float:
     """Share of open images still accepted by the threshold that accepts `accepted` of the known ones (FPR at 95 %).
 
-    0 to 1, smaller is better; NaN without both kinds. confidence: (N,). is_open: bool (N,).
+    0 to 1, smaller is better; NaN without both kinds. confidence, is_open: as for `open_set_auroc()`.
     """
-    _check_pair(confidence, is_open)
+    confidence = _confidence(confidence, is_open)
     require(0 < accepted <= 1, "accepted", accepted, "above 0, at most 1")
     if is_open.all() or not is_open.any():
         return math.nan
@@ -222,16 +246,25 @@ def open_set_fpr(confidence: Tensor, is_open: Tensor, *, accepted: float = 0.95)
     return (confidence[is_open] >= threshold).float().mean().item()
 
 
-def _check_pair(predictions: Tensor, labels: Tensor) -> None:
+def _pair(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as int64 (N,)."""
     seen = f"shape {tuple(predictions.shape)} beside labels of shape {tuple(labels.shape)}"
     same = predictions.shape == labels.shape and labels.ndim == 1
     require(same, "predictions", seen, "one prediction for each label, both of shape (N,)")
+    labels = whole("labels", labels)
+    return whole("predictions", predictions), labels
 
 
-def _check_range(name: str, values: Tensor, num_classes: int) -> None:
-    low, high = values.aminmax() if len(values) else (0, 0)
-    inside = not len(values) or bool(low >= 0 and high < num_classes)
-    require(inside, name, lambda: f"{low} to {high}", f"0 to {num_classes - 1}")
+def _confidence(confidence: Tensor, is_open: Tensor | None = None) -> Tensor:
+    """In at least float32; a ValueError for NaN, and for a mask that is none: ~1 is -2."""
+    (confidence,) = floats(confidence=confidence)
+    require(confidence.ndim == 1, "confidence", f"shape {tuple(confidence.shape)}", "(N,)")
+    require(not confidence.isnan().any(), "confidence", "NaN", "numbers")
+    if is_open is not None:
+        mask, seen = is_open.dtype == torch.bool, f"{is_open.dtype} of shape {tuple(is_open.shape)}"
+        fits = mask and is_open.shape == confidence.shape
+        require(fits, "is_open", seen, f"bool of shape ({len(confidence)},), as of labels == -1")
+    return confidence
 
 
 # ---- over seeds ------------------------------------------------------------------------------------------------------
@@ -239,7 +272,7 @@ def _check_range(name: str, values: Tensor, num_classes: int) -> None:
 
 def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
     """Mean and standard deviation over seeds (divided by n - 1; NaN for one seed)."""
-    values = list(values)
+    values = [float(value) for value in values]
     require(values, "values", "none", "at least one")
     mean = sum(values) / len(values)
     if len(values) == 1:

@@ -30,8 +30,9 @@ class ImageClassifier(nn.Module):
         self.to(memory_format=torch.channels_last)  # convolutions are faster that way
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) float images to (B, D) features."""
-        return self.backbone(images)
+        """(B, channels, H, W) float images to (B, D) features, both in the type of the weights."""
+        require(images.is_floating_point(), "images", images.dtype, "floats, as of training.to_float()")
+        return self.backbone(images.to(next(self.parameters(), images).dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) float images to (B, C) logits."""

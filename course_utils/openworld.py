@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import floats, of_classes, whole
 from .data import LabeledImages
 from .decoupling import class_means
-from .metrics import open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
+from .metrics import confidence_of, open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
 from .networks import ImageClassifier
 from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler
@@ -27,8 +28,7 @@ from .training import evaluating, extract_features, fit, to_float
 
 def centroid_distances(features: Tensor, centroids: Tensor) -> Tensor:
     """Euclidean distances (B, K) of features (B, D) from centroids (K, D), in memory of that size, not B x K x D."""
-    _check_widths(features, centroids)
-    return torch.cdist(features, centroids)
+    return torch.cdist(*_checked_widths(features, centroids))
 
 
 def nearest_distance(features: Tensor, centroids: Tensor) -> Tensor:
@@ -38,19 +38,21 @@ def nearest_distance(features: Tensor, centroids: Tensor) -> Tensor:
     smallest of `centroid_distances()` is not 0 for an image right on a centroid, since large squares are subtracted
     there. The gradient runs to that centroid alone, and there is none at a distance of 0.
     """
-    _check_widths(features, centroids)
+    features, centroids = _checked_widths(features, centroids)
     with torch.no_grad():
         # ||f - c||^2 is smallest where ||c||^2 - 2 f.c is; in place, so never under autocast
         squares = torch.linalg.vector_norm(centroids, dim=1).square().expand(len(features), -1).contiguous()
-        squares.addmm_(features.to(centroids.dtype), centroids.T, alpha=-2)
+        squares.addmm_(features, centroids.T, alpha=-2)
         nearest = squares.argmin(1)
     return torch.linalg.vector_norm(features - centroids[nearest], dim=1)
 
 
-def _check_widths(features: Tensor, centroids: Tensor) -> None:
+def _checked_widths(features: Tensor, centroids: Tensor) -> list[Tensor]:
+    """Both in one type, at least float32: squares of 256 and more are infinite in float16."""
     fit = features.ndim == centroids.ndim == 2 and features.shape[1] == centroids.shape[1]
     seen = f"shape {tuple(centroids.shape)} beside features of {tuple(features.shape)}"
-    require(fit, "centroids", seen, "(K, D) beside (B, D), with the same D")
+    require(fit and len(centroids), "centroids", seen, "(K, D) beside (B, D), with the same D")
+    return floats(features=features, centroids=centroids)
 
 
 def squash(vectors: Tensor) -> Tensor:
@@ -58,6 +60,8 @@ def squash(vectors: Tensor) -> Tensor:
 
     The form of the released code. The paper prints ||v||^2 / (1 + ||v||^2); its author calls that a slip.
     """
+    (vectors,) = floats(vectors=vectors)
+    require(vectors.ndim == 2, "vectors", f"shape {tuple(vectors.shape)}", "(B, D)")
     return vectors / (1 + vectors.norm(dim=1, keepdim=True))
 
 
@@ -108,8 +112,9 @@ class MetaEmbeddingClassifier(nn.Module):
     ):
         super().__init__()
         shape = tuple(centroids.shape)
-        finite = len(shape) == 2 and centroids.isfinite().all()
+        finite = len(shape) == 2 and len(centroids) and centroids.isfinite().all()
         require(finite, "centroids", f"shape {shape}", "finite numbers (K, D)")
+        (centroids,) = floats(centroids=centroids)
         for name, value in (("reach", reach), ("scale", scale)):
             require(0 < value < math.inf, name, value, "above 0")
         given = shape if classifier is None else tuple(classifier.weight.shape)
@@ -129,6 +134,7 @@ class MetaEmbeddingClassifier(nn.Module):
     def embed(self, features: Tensor) -> MetaEmbedding:
         """(B, D) to the parts of the meta-embedding; a part that is left out is what leaves the rest as it is."""
         memory = self.memory.detach()
+        features = floats(features=features)[0].to(memory.dtype)
         nearest = nearest_distance(features, memory)  # d_min
         # gamma = reach / d_min
         reachability = torch.ones_like(nearest)
@@ -175,9 +181,10 @@ class DiscriminativeCentroidLoss(nn.Module):
 
     def halves(self, features: Tensor, labels: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D), int64 (B,), (K, D) to the scalars attract and repel; not weighted."""
-        _check_widths(features, centroids)
+        features, centroids = _checked_widths(features, centroids)
         size, classes = len(features), len(centroids)
         require(labels.shape == (size,), "labels", f"shape {tuple(labels.shape)}", f"({size},)")
+        require(labels.dtype == torch.int64, "labels", labels.dtype, "int64")
         if size and on_cpu(labels):  # on a GPU index_select() checks them, without a wait
             low, high = labels.aminmax()
             require(0 <= low <= high < classes, "labels", f"{low} to {high}", f"0 to {classes - 1}")
@@ -315,6 +322,7 @@ class ModulatedAttention(nn.Module):
         """(B, channels, height, width) to (B, P, channels): no copy if x is channels-last."""
         allowed = f"(B, {', '.join(map(str, self.shape))})"
         require(x.shape[1:] == self.shape, "x", f"shape {tuple(x.shape)}", allowed)
+        x = floats(x=x)[0].to(self.out.weight.dtype)
         return x.permute(0, 2, 3, 1).flatten(1, 2)
 
     def gate(self, x: Tensor) -> Tensor:
@@ -337,6 +345,8 @@ def with_attention(model: ImageClassifier, images: Tensor) -> ImageClassifier:
     Raises:
         ValueError: a network that has no map before its last layer.
     """
+    require(images.ndim == 4, "images", f"shape {tuple(images.shape)}", "(B, channels, H, W)")
+    images = floats(images=images)[0].to(next(model.parameters()).dtype)
     model = copy.deepcopy(model)
     layers = list(model.backbone)
     with evaluating(model):
@@ -356,16 +366,20 @@ OPEN = -1
 def open_world_scores(probabilities: Tensor, labels: Tensor, class_counts: Tensor | Sequence[int]) -> dict[str, float]:
     """Closed accuracy by group, and known against open by confidence, without a threshold; all 0 to 1.
 
-    probabilities: (N, C). labels: int64 (N,), -1 for open images. class_counts: (C,) training images.
+    probabilities: (N, C). labels: integers (N,), -1 for open images. class_counts: (C,) training images.
 
     Returns:
         "many", "medium", "few", "all": of the known images alone, as `metrics.shot_accuracy()`. "AUROC", "FPR95": of
         the largest probability, as `metrics.open_set_auroc()` and `open_set_fpr()`; NaN without both kinds.
     """
-    confidence, predictions = probabilities.max(1)
+    confidence, predictions = confidence_of(probabilities)
+    labels = whole("labels", labels)
+    require(len(labels) == len(confidence), "labels", f"{len(labels)} of them", f"{len(confidence)}, one an image")
+    counts, classes = of_classes("class_counts", class_counts), probabilities.shape[1]
+    require(len(counts) == classes, "class_counts", f"{len(counts)} of them", f"{classes}, one for each class")
     known = labels != OPEN
     accuracy = per_class_accuracy(predictions[known], labels[known], probabilities.shape[1])
-    return shot_accuracy(accuracy, class_counts) | {
+    return shot_accuracy(accuracy, counts) | {
         "AUROC": open_set_auroc(confidence, ~known),
         "FPR95": open_set_fpr(confidence, ~known),
     }
@@ -376,10 +390,7 @@ def reject(probabilities: Tensor, threshold: float) -> Tensor:
 
     threshold: 0 to 1. The comparison is strict, as in the released code, so 0 rejects nothing. The paper's is 0.1.
     """
-    shape = tuple(probabilities.shape)
-    require(len(shape) == 2 and shape[1], "probabilities", f"shape {shape}", "(N, C)")
     require(0 <= threshold <= 1, "threshold", threshold, "0 to 1")
-    confidence, predictions = probabilities.max(1)
-    require(not confidence.isnan().any(), "probabilities", "NaN", "0 to 1")
+    confidence, predictions = confidence_of(probabilities)
     # -1 where max_j p_j < threshold
     return torch.where(confidence < threshold, OPEN, predictions)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from .checks import of_classes, whole
 from .runtime import require
 
 
@@ -23,14 +24,15 @@ def class_probabilities(class_counts: Tensor | Sequence[int], q: float) -> Tenso
     class_counts: (C,), n_j. q: 1 instance-balanced, 1/2 square-root, 0 class-balanced; any finite number.
 
     Raises:
-        ValueError: a class without images, or a q that is not a finite number.
+        ValueError: a class without images, or a q that is not a finite number, or too large for these counts.
     """
-    counts = torch.as_tensor(class_counts)
-    filled = counts.ndim == 1 and len(counts) > 0 and bool((counts > 0).all())
+    counts = of_classes("class_counts", class_counts)
+    filled = len(counts) > 0 and bool(((counts > 0) & counts.isfinite()).all())
     require(filled, "class_counts", counts.tolist, "one number above 0 for each class")
     require(math.isfinite(q), "q", q, "a finite number, such as 0, 0.5 or 1")
     # p_j = n_j^q / sum_i n_i^q   (Kang et al. 2020, equation 1)
     powers = counts.cpu().double() ** q  # Apple GPUs have no float64
+    require(0 < powers.sum() < math.inf, "q", q, f"a number for which n_j^q is one, n_j up to {counts.max()}")
     return powers / powers.sum()
 
 
@@ -38,7 +40,7 @@ class EpochSampler(Sampler[int]):
     """Common part: labels, epoch length, and randomness that depends on (seed, epoch) alone.
 
     Args:
-        labels: int64 (N,), the label of every image.
+        labels: integers (N,), the label of every image.
         num_samples: indices in an epoch; N by default.
         seed: at least 0.
 
@@ -50,11 +52,8 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, labels: Tensor, *, num_samples: int | None = None, seed: int = 0):
-        self.labels = torch.as_tensor(labels).cpu()
-        some = self.labels.ndim == 1 and len(self.labels) > 0
-        require(some, "labels", f"shape {tuple(self.labels.shape)}", "(N,) with N of at least 1")
-        odd = self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool
-        require(not odd, "labels", self.labels.dtype, "integers")
+        self.labels = whole("labels", labels).cpu()
+        require(len(self.labels), "labels", "shape (0,)", "(N,) with N of at least 1")
         require(num_samples is None or num_samples >= 1, "num_samples", num_samples, "at least 1")
         self.num_samples = len(self.labels) if num_samples is None else num_samples
         self.seed, self.epoch = seed, 0

@@ -36,6 +36,7 @@ Objective = Callable[..., Tensor]  # (model, float images, labels, their places 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0 .. 255 to float32 -1 .. 1, channels-last in memory, as the networks of the course are."""
+    require(images.dtype == torch.uint8, "images", images.dtype, "uint8, 0 to 255")
     order = torch.channels_last if images.ndim == 4 else torch.preserve_format
     return images.to(torch.float32, memory_format=order).mul_(2 / 255).sub_(1)
 
@@ -46,6 +47,7 @@ def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) ->
     images: (B, channels, H, W) on any device. The generator is a CPU generator, so that a seed gives the same shifts
     on every device.
     """
+    require(images.ndim == 4, "images", f"shape {tuple(images.shape)}", "(B, channels, H, W)")
     batch, _, height, width = images.shape
     padded = F.pad(images, (pixels,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (B, channels, 2p+1, 2p+1, H, W)
@@ -55,6 +57,7 @@ def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) ->
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror half of the images left to right. Not for letters."""
+    require(images.ndim == 4, "images", f"shape {tuple(images.shape)}", "(B, channels, H, W)")
     flip = torch.rand(len(images), generator=generator).to(images.device, non_blocking=True) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(3), images)
 
@@ -423,14 +426,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     with evaluating(model):
-        return torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
+        found = torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
+    require(not found.isnan().any(), "model", "NaN in its answers", "a network that gives numbers")  # argmax would not
+    return found
 
 
 def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
-    """Logits float32 (N, C) of all images, in evaluation mode, without augmentation."""
+    """Logits float32 (N, C) of all images, in evaluation mode, without augmentation; a ValueError for NaN."""
     return _over_batches(model, model, dataset.images, batch_size)
 
 
 def extract_features(model: ImageClassifier, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
-    """Features float32 (N, D) of all images, in evaluation mode, without augmentation."""
+    """Features float32 (N, D) of all images, in evaluation mode, without augmentation; a ValueError for NaN."""
     return _over_batches(model.features, model, dataset.images, batch_size)

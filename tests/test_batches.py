@@ -163,3 +163,10 @@ def test_float_images_are_channels_last_in_memory_as_the_networks_are(channels):
     found = to_float(images)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, images.float() * (2 / 255) - 1)
+
+
+def test_to_float_takes_pixels_only_and_does_not_change_them():
+    once = to_float(torch.tensor([[0, 255]], dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"images: got torch.float32; allowed: uint8, 0 to 255"):
+        to_float(once)
+    assert once.tolist() == [[-1, 1]]

@@ -48,6 +48,30 @@ def as_set(dataset):
     return {(name.numpy().tobytes(), int(label)) for name, label in zip(dataset.images, dataset.labels, strict=True)}
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_short_labels_are_counted_in_any_number_of_classes(dtype):
+    labels = torch.tensor([100, 0, 100], dtype=dtype)
+    assert class_counts(labels, 300)[[0, 100, 299]].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("counts", [{1: 3, 0: 2}, {"A": 2, "B": 3}, [2.5, 3.0]])
+def test_counts_in_another_order_or_not_whole_cut_no_tail(counts):
+    data = LabeledImages(pictures(8, 1, 2, 2), torch.arange(8) % 2, ("A", "B"))
+    with pytest.raises(ValueError, match=r"counts: got (them for|torch.float32)"):
+        long_tailed(data, counts, seed=0)
+    assert long_tailed(data, {0: 2, 1: 3}, seed=0).counts.tolist() == [2, 3]
+
+
+def test_indices_are_places_or_a_mask_and_nothing_else():
+    data = LabeledImages(pictures(3, 1, 2, 2), torch.tensor([0, 1, 1]), ("A", "B"))
+    places = torch.tensor([0, 1, 1], dtype=torch.uint8)  # torch alone takes uint8 for a mask
+    assert data.subset(places).labels.tolist() == [0, 1, 1] == data.subset([0, 1, 1]).labels.tolist()
+    assert data.subset(data.labels == 1).labels.tolist() == [1, 1] and len(data.subset([])) == 0
+    for wrong, message in (([3], "3 to 3; allowed: 0 to 2"), ([0.0], "torch.float32"), ([True, False], "a mask of")):
+        with pytest.raises(ValueError, match=f"indices: got {message}"):
+            data.subset(wrong)
+
+
 # ---- LabeledImages -------------------------------------------------------------------------------------------------
 
 

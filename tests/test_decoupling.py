@@ -366,3 +366,43 @@ def test_end_to_end_refuses_a_class_without_images(trained):
     model, data = trained
     with pytest.raises(ValueError, match="train: got no image of class 2; allowed: at least one of each class"):
         retrain_end_to_end(model, data.subset((data.labels != 2).nonzero()[:, 0]))
+
+
+# ---- types of numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_class_means_of_half_precision_features_neither_overflow_nor_stop(dtype):
+    features, labels = torch.full((4000, 2), 100.0, dtype=dtype), torch.arange(4000) % 2
+    assert class_means(features, labels, 2).tolist() == [[100, 100]] * 2
+    features[labels == 1] = 1
+    assert NearestClassMean(features, labels, 2, "un")(features).argmax(1).equal(labels)
+
+
+def test_class_means_of_a_million_images_are_right():
+    means = class_means(torch.full((1_000_000, 1), 0.1), torch.zeros(1_000_000).long(), 1)
+    assert means.item() == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tau_sweep_of_half_precision_numbers_says_what_floats_say(dtype):
+    features, weight = (100 * FEATURES).to(dtype), (100 * WEIGHT).to(dtype)
+    assert tau_sweep(features, weight, [0.0, 0.7]).equal(tau_sweep(features.float(), weight.float(), [0.0, 0.7]))
+    assert tau_normalize(weight, 0.7).equal(tau_normalize(weight.float(), 0.7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((FEATURES * math.nan, WEIGHT, [0.5]), "features: got NaN or infinity"),
+        ((FEATURES, WEIGHT * math.nan, [0.5]), "weight: got norm nan"),
+        ((FEATURES, WEIGHT, [0.5], BIAS * math.nan), "bias: got NaN or infinity"),
+        (
+            (FEATURES, WEIGHT, [0.5, 500.0]),
+            "tau: got 500.0, of which a power of a norm is 0 or infinite; allowed: less",
+        ),
+    ],
+)
+def test_no_class_is_made_of_nan(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tau_sweep(*arguments)

@@ -524,3 +524,34 @@ def test_a_margin_loss_with_wrong_settings_is_refused(make, message):
 def test_a_wrong_batch_is_refused(loss, values, labels, message):
     with pytest.raises(ValueError, match=message):
         loss(values, labels)
+
+
+# ---- types and order of numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weigh", [inverse_frequency_weights, effective_number_weights, ldam_margins, LDAMLoss])
+@pytest.mark.parametrize("counts", [{2: 90, 0: 30, 1: 5}, {"a": 30, "b": 5}, {1: 30, 2: 5}])
+def test_counts_in_another_order_than_the_classes_are_refused(weigh, counts):
+    with pytest.raises(ValueError, match=r"class_counts: got them for \[.*; allowed: for 0, 1, 2 ... in this order"):
+        weigh(counts)
+    in_order = weigh({0: 30, 1: 5, 2: 90})
+    assert isinstance(in_order, nn.Module) or torch.equal(in_order, weigh([30, 5, 90]))
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(2.0), LDAMLoss(COUNTS), LDAMHingeLoss(COUNTS)])
+def test_labels_that_torch_would_take_for_a_mask_are_refused(loss):
+    cosines, labels = torch.zeros(2, 4), torch.tensor([1, 0], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"labels: got torch.uint8; allowed: int64"):
+        loss(cosines, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_loss_of_half_precision_numbers_is_that_of_floats(dtype):
+    features = (300 * some(64, 8)).to(dtype)  # squares beyond 65504, the largest float16
+    old = (300 * some(64, 8, seed=1)).to(dtype)
+    assert less_forget_loss(features, old) == less_forget_loss(features.float(), old.float()) != 1
+    assert distillation_loss(features, old) == distillation_loss(features.float(), old.float())
+    labels = torch.arange(64) % 4
+    for loss, scale in ((FocalLoss(2.0), 300), (LDAMLoss(COUNTS), 1), (LDAMHingeLoss(COUNTS), 1)):
+        logits = (scale * some(64, 4).tanh()).to(dtype)
+        assert loss(logits, labels) == loss(logits.float(), labels)

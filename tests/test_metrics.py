@@ -14,6 +14,7 @@ from course_utils.metrics import (
     confusion_matrix,
     error_blocks,
     forgetting,
+    mean_and_spread,
     open_set_auroc,
     open_set_f_measure,
     open_set_fpr,
@@ -172,7 +173,8 @@ def test_calibration_error_of_the_sure_and_right_is_0_and_of_the_sure_and_wrong_
 @pytest.mark.parametrize(
     ("probabilities", "labels", "options", "message"),
     [
-        (torch.randn(4, 3), torch.zeros(4).long(), {}, "probabilities: .*other sums; allowed: .*rows that sum to 1"),
+        (torch.randn(4, 3), torch.zeros(4).long(), {}, r"probabilities: got -.* to .*; allowed: 0 to 1 \(softmax"),
+        (torch.rand(4, 3) / 4, torch.zeros(4).long(), {}, "probabilities: .*other sums; allowed: .*rows that sum to 1"),
         (torch.full((4, 3), NAN), torch.zeros(4).long(), {}, "probabilities: got .*; allowed"),
         (torch.ones(4), torch.zeros(4).long(), {}, r"probabilities: got shape \(4,\); allowed: shape"),
         (torch.ones(4, 1), torch.zeros(3).long(), {}, "one prediction for each label"),
@@ -417,6 +419,71 @@ def test_fpr_by_hand():
 def test_a_share_outside_its_range_is_refused(accepted):
     with pytest.raises(ValueError, match=r"accepted: got .*; allowed: above 0, at most 1"):
         open_set_fpr(torch.rand(4), torch.tensor([True, False, True, False]), accepted=accepted)
+
+
+# ---- types of numbers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_calibration_of_many_images_is_right_in_every_precision(dtype):
+    probabilities = torch.tensor([0.9, 0.1], dtype=dtype).expand(10_000, 2)
+    labels, confidence = torch.arange(10_000) % 2, probabilities[0, 0].item()  # 0.8984 in bfloat16
+    assert calibration_error(probabilities, labels) == pytest.approx(confidence - 0.5, abs=1e-4)
+    assert confidence - 0.5 == pytest.approx(0.4, abs=0.002)
+    bins = reliability_bins(probabilities, labels)
+    assert bins["accuracy"][13] == 0.5 and bins["confidence"][13] == pytest.approx(confidence, abs=1e-4)
+
+
+def test_calibration_of_a_million_images_is_right():
+    probabilities = torch.tensor([0.9, 0.1]).expand(1_000_000, 2)
+    assert calibration_error(probabilities, torch.zeros(1_000_000).long()) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_short_integers_do_not_wrap(dtype):
+    predictions, labels = some(2000, 26, 3)
+    short = predictions.to(dtype), labels.to(dtype)
+    want = sklearn_confusion(labels, predictions, labels=range(26))
+    assert confusion_matrix(*short, 26).tolist() == want.tolist()
+    assert close(per_class_accuracy(*short, 300)[:26], per_class_accuracy(predictions, labels, 26))
+    assert shot_groups(torch.tensor([120, 5], dtype=dtype), many=300, few=200).tolist() == [2, 2]
+
+
+def test_auroc_sees_what_only_float64_can_tell_apart():
+    confidence = 1 - torch.tensor([1e-9, 2e-9, 3e-9], dtype=torch.float64)
+    assert open_set_auroc(confidence, torch.tensor([False, False, True])) == 1
+
+
+@pytest.mark.parametrize("score", [open_set_auroc, open_set_fpr])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_a_mask_of_0_and_1_is_refused(score, dtype):
+    confidence, is_open = torch.tensor([0.9, 0.8, 0.7, 0.75]), torch.tensor([0, 0, 1, 1], dtype=dtype)
+    with pytest.raises(ValueError, match=r"is_open: got torch.* of shape \(4,\); allowed: bool of shape \(4,\), as of"):
+        score(confidence, is_open)
+    assert open_set_fpr(confidence, is_open.bool()) == 0
+
+
+def test_rejected_images_are_in_no_block_of_errors_and_wrong_for_the_accuracy():
+    labels, rejected = torch.tensor([0, 1, 2]), torch.tensor([0, -1, 2])
+    with pytest.raises(ValueError, match=r"predictions: got \[-1\]; allowed: classes, at least 0"):
+        error_blocks(rejected, labels, 1)
+    with pytest.raises(ValueError, match=r"labels: got \[-1\]"):
+        error_blocks(labels, rejected, 1)
+    assert per_class_accuracy(rejected, labels, 3).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 0]])
+def test_calibration_of_labels_that_are_no_class_is_refused(labels):
+    with pytest.raises(ValueError, match=r"labels: got .*; allowed: 0 to 1"):
+        calibration_error(torch.full((2, 2), 0.5), torch.tensor(labels))
+
+
+def test_means_of_half_precision_numbers_are_those_of_floats():
+    values = torch.tensor([0.1, 0.2, 0.4], dtype=torch.bfloat16)
+    assert mean_and_spread(values) == mean_and_spread(values.tolist())
+    assert average_incremental_accuracy(values) == average_incremental_accuracy(values.tolist())
+    table = torch.tensor([[0.9, NAN], [0.3, 0.8]], dtype=torch.bfloat16)
+    assert forgetting(table) == forgetting(table.float())
 
 
 # ---- intervals over seeds --------------------------------------------------------------------------------------------

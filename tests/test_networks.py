@@ -1,10 +1,14 @@
 """networks.py: shapes, sizes, and heads from outside."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from course_utils.data import LabeledImages
 from course_utils.networks import MLP, ResNet32, SmallCNN, device_of, parameter_count
+from course_utils.training import extract_features, predict
 
 NETWORKS = [
     (lambda: MLP(26), (1, 28, 28), 64, 26),
@@ -88,3 +92,20 @@ def test_a_network_without_classes_is_refused():
 def test_device_of_a_model():
     assert device_of(MLP(2)) == torch.device("cpu")
     assert device_of(MLP(2).to("meta")) == torch.device("meta")
+
+
+def test_images_are_floats_and_come_into_the_type_of_the_weights():
+    model, images = MLP(3, in_features=16), torch.rand(2, 1, 4, 4).half()
+    assert model(images).equal(model(images.float())) and model(images.double()).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"images: got torch.uint8; allowed: floats, as of training.to_float\(\)"):
+        model(images.byte())
+
+
+def test_no_answer_of_a_network_is_nan():
+    data = LabeledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    model = MLP(2, in_features=16)
+    with torch.no_grad():
+        model.head.bias[1] = math.nan
+    assert extract_features(model, data).isfinite().all()
+    with pytest.raises(ValueError, match="model: got NaN in its answers"):
+        predict(model, data)

@@ -747,7 +747,7 @@ def test_a_threshold_outside_0_to_1_is_refused(threshold):
 
 @pytest.mark.parametrize("probabilities", [torch.ones(3), torch.ones(3, 0), torch.ones(2, 2, 2)])
 def test_wrong_probabilities_cannot_be_rejected(probabilities):
-    with pytest.raises(ValueError, match=r"probabilities: got shape .*; allowed: \(N, C\)"):
+    with pytest.raises(ValueError, match=r"probabilities: got shape .*; allowed: shape \(N, C\)"):
         reject(probabilities, 0.5)
 
 
@@ -803,3 +803,25 @@ def test_every_metric_is_defined_if_everything_is_rejected_or_everything_is_open
     assert 0 <= open_set_fpr(torch.full((4,), 0.5), mixed == -1) <= 1
     assert open_set_auroc(torch.full((4,), 0.5), mixed == -1) == 0.5
     assert math.isnan(shot_accuracy(torch.full((2,), math.nan), [5, 500])["all"])
+
+
+# ---- types of numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_distances_in_half_precision_are_those_of_floats(dtype):
+    generator = torch.Generator().manual_seed(0)
+    features, centroids = (300 * torch.randn(n, 8, generator=generator).to(dtype) for n in (40, 5))
+    labels = torch.arange(40) % 5
+    for function in (nearest_distance, centroid_distances):
+        assert function(features, centroids).equal(function(features.float(), centroids.float()))
+    loss = DiscriminativeCentroidLoss(pairwise=True)
+    halves = loss.halves(features, labels, centroids)
+    assert halves == loss.halves(features.float(), labels, centroids.float()) and halves[0].isfinite()
+
+
+def test_a_probability_just_below_the_threshold_is_rejected_in_half_precision_too():
+    probabilities = torch.tensor([[0.3, 0.3, 0.4]], dtype=torch.float16)  # 0.39990
+    assert reject(probabilities, 0.4).tolist() == [-1] == reject(probabilities.float(), 0.4).tolist()
+    with pytest.raises(ValueError, match=r"probabilities: got 1 to 3; allowed: 0 to 1 \(softmax of the logits\)"):
+        reject(torch.tensor([[1.0, 3.0]]), 0.4)

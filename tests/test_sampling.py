@@ -127,9 +127,13 @@ def test_a_real_data_loader_shows_what_the_sampler_says(kind, workers):
     ("labels", "num_samples", "message"),
     [
         (torch.zeros(0).long(), None, r"labels: got shape \(0,\)"),
-        (torch.zeros(3, 2).long(), None, r"labels: got shape \(3, 2\); allowed: \(N,\)"),
+        (
+            torch.zeros(3, 2).long(),
+            None,
+            r"labels: got torch.int64 of shape \(3, 2\); allowed: integers of shape \(N,\)",
+        ),
         (torch.tensor([0.0, 1.0]), None, r"labels: got torch.float32"),
-        (torch.tensor([True, False]), None, r"labels: got torch.bool; allowed: integers"),
+        (torch.tensor([True, False]), None, r"labels: got torch.bool of shape \(2,\); allowed: integers"),
         (LABELS, 0, "num_samples: got 0; allowed: at least 1"),
     ],
 )
@@ -276,3 +280,16 @@ def test_the_base_class_draws_nothing():
         EpochSampler(LABELS).indices()
     with pytest.raises(NotImplementedError):
         EpochSampler(LABELS).probabilities()
+
+
+@pytest.mark.parametrize("q", [200.0, -200.0])
+def test_a_power_beyond_all_numbers_is_refused(q):
+    with pytest.raises(ValueError, match=rf"q: got {q}; allowed: a number for which n_j\^q is one, n_j up to 5000"):
+        class_probabilities([5000, 100], q)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+@ALL
+def test_short_labels_give_the_same_epoch(kind, dtype):
+    short = kind(LABELS.to(dtype))
+    assert short.indices().equal(kind(LABELS).indices()) and short.classes.dtype == torch.int64
