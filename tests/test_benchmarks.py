@@ -68,7 +68,8 @@ def test_the_openworld_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
 
 def test_the_decoupling_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     result, printed = measured(
-        "decoupling --images 2600 --classes 40 --sweep-images 300 --sweep-classes 12 --features 8 --values 5 --repetitions 1",
+        "decoupling --images 2600 --classes 40 --sweep-images 300 --sweep-classes 12 "
+        "--features 8 --values 5 --repetitions 1",
         tmp_path,
         capsys,
     )
