@@ -253,7 +253,7 @@ def fit(
     batches = Batches(train, batch_size, sampler=sampler, augment=augment)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss or nn.CrossEntropyLoss()
     updates = _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups)
-    parts = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
+    parts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
     parts |= {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
     settings = {} if checkpoint is None else _settings(model, train, updates, groups, parts)
     history: History = load_checkpoint(checkpoint, model, updates, settings)
