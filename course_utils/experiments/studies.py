@@ -245,9 +245,9 @@ def _note(data: str, folder: Path | None) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Everything below a folder that may be an image, links included, in one order everywhere."""
+    """Everything below a folder that may be an image, what links lead to included, in one order everywhere."""
     suffixes = Image.registered_extensions().keys()
-    found = []
+    found: list[Path] = []
     for where, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
@@ -256,7 +256,12 @@ def _files(folder: Path) -> list[Path]:
 
 def _stamp(folder: Path) -> str:
     """Changes whenever a file does; quick, but not the same for a copy."""
-    return digest([(str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in _files(folder)])
+    found: list[tuple] = []
+    for path in _files(folder):
+        with contextlib.suppress(OSError):  # a link to nothing
+            state = path.stat()
+            found.append((str(path), state.st_size, state.st_mtime_ns))
+    return digest(found)
 
 
 @functools.lru_cache(maxsize=1)
@@ -275,9 +280,12 @@ def files_of(source: str) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _files_of(folder: Path, _stamp: str) -> str:
-    files = [
-        (path.relative_to(folder).as_posix(), path.stat().st_size, digest(path.read_bytes())) for path in _files(folder)
-    ]
+    files = []
+    for path in _files(folder):
+        raw = b""
+        with contextlib.suppress(OSError):  # its reader names it, or leaves it out
+            raw = path.read_bytes()
+        files.append((path.relative_to(folder).as_posix(), len(raw), digest(raw)))
     return f"{len(files)} files, {sum(size for _, size, _ in files)} bytes, {digest(files)}"
 
 
