@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
-from .runtime import digest, require, tensor_digest
+from .runtime import digest, located, require, tensor_digest
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,11 @@ def load_images(
 
     Args:
         name: "letters" (capitals; the default data of the course), "digits" (the digits of the same typefaces),
-            "fashion-mnist", "cifar10", "cifar100", or the path of a folder that holds train/CLASS/*.png|jpg and
-            test/CLASS/*.png|jpg, or CLASS/*.png|jpg without splits.
+            "fashion-mnist", "cifar10", "cifar100", or the path of a folder that holds train/CLASS and test/CLASS, or
+            CLASS folders alone. A `Path` is always a folder.
         split: "train" or "test"; "validation" too for letters, digits and folders that have it. The splits of
-            letters hold different typefaces. "all" for a folder without splits.
+            letters hold different typefaces. "all" for a folder without splits. A folder's splits may also be called
+            training, val, valid or testing, in any case; a warning says which other folders beside them are ignored.
         root: where to look first. Then come the folder in the environment variable COURSE_DATA, the project's
             data/ and, for Fashion-MNIST, Debian's package dataset-fashion-mnist.
         download: fetch Fashion-MNIST or CIFAR through torchvision if they are nowhere.
@@ -185,8 +186,14 @@ def load_images(
             if the images of all splits are grey, else three.
         skip_broken: leave out files of a folder that are no readable images, with a warning that names them.
 
+    A class is every picture in its folder and below it, of every kind that Pillow reads here; a warning counts by
+    suffix what is left out. Pictures are turned upright (EXIF), transparent parts lie on white, and an animated file
+    gives its first frame. 16 bits keep the upper byte, floating-point grey is from 0 (black) to 1 (white), and grey
+    values beyond are refused.
+
     Raises:
-        ValueError: unknown name or split, an altered letters.npz, or a folder with an empty class or a broken image.
+        ValueError: unknown name or split, damaged data, a folder with an empty class or a broken image, or one that
+            does not fit into the free memory (said before it is read).
         FileNotFoundError: the data are nowhere and cannot be fetched; the message names the ways to get them.
     """
     readers = {
@@ -196,12 +203,12 @@ def load_images(
         "cifar10": read_cifar,
         "cifar100": read_cifar,
     }
-    if str(name) in readers:
+    if isinstance(name, str) and name in readers:
         for option, value in (("size", size), ("skip_broken", skip_broken)):
             require(not value, option, f"{value} with {name!r}", "only with a folder of images")
-        return LabeledImages(*readers[str(name)](str(name), split, roots_for(root), download))
-    if Path(name).is_dir():
-        return LabeledImages(*read_folder(Path(name), split, size, skip_broken))
+        return LabeledImages(*readers[name](name, split, roots_for(root), download))
+    if located(name).is_dir():
+        return LabeledImages(*read_folder(located(name), split, size, skip_broken))
     raise ValueError(f"name: got {str(name)!r}; allowed: {', '.join(readers)}, or the path of a folder of images")
 
 

@@ -5,35 +5,50 @@ Every reader returns (images uint8 (N, channels, H, W), labels int64 (N,), class
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
 import itertools
 import os
+import re
+import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, PngImagePlugin
 from torch import Tensor
 
-from .runtime import require
+from .runtime import located, require
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # what folders are called
+SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+NO_NEWS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # made by systems, not by people
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names only, or starts a program
+GREY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes that cannot hold colours
+CONTAINER = Path("/sys/fs/cgroup")
+CONTAINERS = {  # version of cgroups: the files with the limit, what is used, and what of that is cache
+    2: ("memory.max", "memory.current", "memory.stat"),
+    1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+}
+TURNS = dict(zip(range(2, 9), (Image.Transpose(t) for t in (0, 3, 1, 5, 4, 6, 2)), strict=True))  # by EXIF orientation
 Raw = tuple[Tensor, Tensor, tuple[str, ...]]
 
 
 def roots_for(root: str | Path | None) -> list[Path]:
     named = [root, os.environ.get("COURSE_DATA")]
-    return [Path(r) for r in named if r] + [DATA_FOLDER]
+    return [located(r) for r in named if r] + [DATA_FOLDER]
 
 
 def read_letters(name: str, split: str, roots: list[Path], download: bool) -> Raw:
@@ -56,15 +71,18 @@ def _checked_letters(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     path = folder / "letters.npz"
     if not (folder / "letters.sha256").is_file():
         raise ValueError(f"{path} has no letters.sha256 beside it; get both again with `git checkout -- data`")
-    expected = (folder / "letters.sha256").read_text().split()[0]
+    expected = (folder / "letters.sha256").read_text(errors="replace").partition(" ")[0].strip()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise ValueError(
             f"{path} is damaged or altered: its SHA-256 is {found[:12]}..., letters.sha256 says {expected[:12]}...; "
             "get it again with `git checkout -- data`"
         )
-    with np.load(path) as file:
-        return file["glyphs"], file["split"]
+    try:
+        with np.load(path) as file:
+            return file["glyphs"], file["split"]
+    except Exception as error:  # zipfile, zlib and NumPy have errors of their own
+        raise ValueError(f"{path} is damaged ({error}); get it again with `git checkout -- data`") from error
 
 
 def read_fashion_mnist(name: str, split: str, roots: list[Path], download: bool) -> Raw:
@@ -75,8 +93,10 @@ def read_fashion_mnist(name: str, split: str, roots: list[Path], download: bool)
         for folder, suffix in itertools.product(folders, (".gz", "")):
             files = [folder / f"{prefix}-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1")]
             if all(f.is_file() for f in files):
-                pixels = torch.from_numpy(_read_idx(files[0], offset=16)).reshape(-1, 1, 28, 28)
-                labels = torch.from_numpy(_read_idx(files[1], offset=8)).long()
+                pixels, labels = _read_idx(files[0], 28, 28)[:, None], _read_idx(files[1]).long()
+                if len(pixels) != len(labels) or (labels >= len(CLOTHES)).any():
+                    problem = f"{len(labels)} labels for {len(pixels)} images, or a label above {len(CLOTHES) - 1}"
+                    raise ValueError(f"{files[1]} is damaged ({problem}); delete it, and it is fetched again")
                 return (pixels, labels, CLOTHES)
         from torchvision.datasets import FashionMNIST  # here: it takes seconds to import, in every process of a grid
 
@@ -84,16 +104,18 @@ def read_fashion_mnist(name: str, split: str, roots: list[Path], download: bool)
     raise AssertionError("torchvision said that it downloaded Fashion-MNIST, but its files are not there")
 
 
-def _read_idx(path: Path, offset: int) -> np.ndarray:
-    """The bytes after the header of an IDX file, packed or not."""
+def _read_idx(path: Path, *shape: int) -> Tensor:
+    """uint8 (n, *shape): what an IDX file holds, packed or not."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            head, values = file.read(offset), np.frombuffer(file.read(), np.uint8).copy()
-    except (OSError, EOFError, zlib.error) as error:
+            content = file.read()
+        start = 8 + 4 * len(shape)
+        n, *sides = np.frombuffer(content[4:start], ">u4").tolist()
+        if content[:4] != bytes([0, 0, 8, 1 + len(shape)]) or sides != list(shape):
+            raise ValueError(f"it does not hold bytes of shape {('n', *shape)}")
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(n, *shape).copy())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is fetched again") from error
-    if len(values) != np.prod(np.frombuffer(head[4:], ">u4"), dtype=np.int64):
-        raise ValueError(f"{path} is damaged (it is cut off); delete it, and it is fetched again")
-    return values
 
 
 def read_cifar(name: str, split: str, roots: list[Path], download: bool) -> Raw:
@@ -108,7 +130,7 @@ def read_cifar(name: str, split: str, roots: list[Path], download: bool) -> Raw:
         root = _download(kind, name, roots, download, f"unpack its archive so that {kind.base_folder}/ is there")
     try:
         data = kind(root, train=split == "train")
-    except (RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # of its own checks, or whatever unpickling comes to
         path = root / kind.base_folder
         raise ValueError(f"{path} is incomplete or damaged; delete it, and it is fetched again") from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
@@ -132,14 +154,17 @@ def _download(kind: type, name: str, roots: list[Path], download: bool, by_hand:
     )
 
 
+# ---- a folder of pictures --------------------------------------------------------------------------------------------
+
+
 def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = False) -> Raw:
     """One split; the size and the number of channels are decided over all splits, so that they fit together."""
     require(size is None or size >= 1, "size", size, "at least 1")
-    splits = [f.name for f in _visible(folder) if f.is_dir()] if (folder / "train").is_dir() else ["all"]
-    require(split in splits, "split", f"{split!r} for {str(folder)!r}", ", ".join(splits))
-    by_split = {name: _files_of(folder, name) for name in splits}
-    reference = "train" if "train" in splits else splits[0]
-    if odd := sorted(by_split[reference].keys() ^ by_split[split].keys()):
+    splits = splits_of(folder)
+    require(split in splits, "split", f"{split!r} for {str(folder)!r}", ", ".join(sorted(splits)))
+    found = {name: pictures_of(where) for name, where in splits.items()}
+    classes, left_out = found[split]
+    if odd := sorted(found.get("train", found[split])[0].keys() ^ classes.keys()):
         raise ValueError(f"{folder}: {', '.join(odd)} in only one of train and {split}; allowed: the same classes")
     broken: list[str] = []
 
@@ -147,63 +172,218 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
         """read(path), or None for a broken picture that is to be skipped."""
         try:
             return read(path, *options)
-        except (OSError, SyntaxError) as error:
+        except ValueError:
             if not skip_broken:
-                problem = f"{path} is not a readable image: {error} (skip_broken leaves such files out)"
-                raise ValueError(problem) from error
-            broken.append("/".join(path.parts[-2:]))
+                raise
+            if path.is_relative_to(splits[split]):  # others are named when their split is read
+                broken.append(path.relative_to(splits[split]).as_posix())
 
-    paths = [path for classes in by_split.values() for files in classes.values() for path in files]
-    shapes = {path: shape for path in paths if (shape := attempt(_size_of, path))}
-    if size is None and len(set(shapes.values())) > 1:
-        sides = sorted(min(shape) for shape in shapes.values())
+    paths = [path for those, _ in found.values() for files in those.values() for path in files]
+    heads = {path: head for path in paths if (head := attempt(_head, path))}
+    shapes = [shape for shape, _mode in heads.values()]
+    if size is None and len(set(shapes)) > 1:
+        sides = sorted(map(min, shapes))
         size = min(max(sides[len(sides) // 2], 16), 64)
+    width, height = (size, size) if size else next(iter(shapes), (0, 0))
 
-    pictures, labels = [], []
-    for label, files in enumerate(by_split[split].values()):
-        read = [attempt(_read_picture, path, size) for path in files if path in shapes]
-        read = [pixels for pixels in read if pixels is not None]
-        if not read:
-            raise ValueError(f"class {files[0].parent.name!r} of {split} has no readable image")
-        pictures += read
-        labels += [label] * len(read)
-    mine = {path for files in by_split[split].values() for path in files}
-    if not any(map(_is_coloured, pictures)) and not any(_file_is_coloured(p) for p in shapes if p not in mine):
-        pictures = [p[..., :1] for p in pictures]
+    mine = [(path, label) for label, files in enumerate(classes.values()) for path in files if path in heads]
+    others = heads.keys() - dict(mine).keys()
+    channels = 1 if all(mode in GREY for _shape, mode in heads.values()) else 3
+    images = _room_for(folder, len(mine), channels, height, width)
+    labels, coloured, deepest = [], False, []
+    for path, label in mine:
+        shape, mode = heads[path]
+        if (pixels := attempt(_read_picture, path, size, shape)) is not None:
+            images[len(labels)] = pixels.transpose(2, 0, 1)[:channels]
+            labels.append(label)
+            coloured = coloured or (channels == 3 and _is_coloured(pixels))
+            deepest += [pixels.max()] if mode.startswith("I") else []
+    if absent := set(range(len(classes))) - set(labels):
+        raise ValueError(f"class {list(classes)[min(absent)]!r} of {split} has no readable image")
+    if channels == 3 and not coloured and not any(_file_is_coloured(p) for p in others if heads[p][1] not in GREY):
+        images = images[:, :1].copy()
+
+    notes = [f"left out {', '.join(f'{n} {suffix}' for suffix, n in left_out.most_common())}"] if left_out else []
+    if deepest and max(deepest) < 16:
+        notes.append("the 16-bit pictures use less than a sixteenth of their range, so they are nearly black")
     if broken:
-        warnings.warn(f"skipped {len(broken)} files that are no readable images: {', '.join(broken)}", stacklevel=3)
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return (images, torch.tensor(labels), tuple(by_split[split]))
+        notes.append(f"skipped {len(broken)} files that are no readable images: {', '.join(broken)}")
+    ignored = [f.name for f in _visible(folder) if f.is_dir() and f not in splits.values()]
+    if ignored and "train" in splits:
+        warnings.warn(f"ignored beside {', '.join(splits)}: {', '.join(ignored)}", stacklevel=3)
+    if notes:
+        warnings.warn(f"{split}: {'; '.join(notes)}", stacklevel=3)
+    return (torch.from_numpy(images[: len(labels)]), torch.tensor(labels), tuple(classes))
 
 
-def _files_of(folder: Path, split: str) -> dict[str, list[Path]]:
-    """The image files of each class, sorted."""
-    where = folder if split == "all" else folder / split
-    classes = [f for f in _visible(where) if f.is_dir()]
-    if not classes:
+def splits_of(folder: Path) -> dict[str, Path]:
+    """{"train": its folder, ...} by their usual names in any case, or {"all": folder} where classes stand alone."""
+    found: dict[str, Path] = {}
+    for path in _visible(folder):
+        split = SPLITS.get(path.name.casefold())
+        if split and path.is_dir():
+            both = f"{found[split].name} and {path.name}" if split in found else ""
+            require(not both, str(folder), both, f"one folder for {split}")
+            found[split] = path
+    require("train" in found or "test" not in found, str(folder), "test without train", "both, or class folders alone")
+    return found if "train" in found else {"all": folder}
+
+
+def pictures_of(where: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
+    """({class: its picture files, those in folders below it too}, how many files of each suffix are left out).
+
+    Names of classes are in Unicode's normal form NFC, because systems store an accent as one character or as two.
+    """
+    found: dict[str, list[Path]] = {}
+    left_out: Counter[str] = Counter()
+    suffixes = _readable()[1]
+    for path in _visible(where):
+        if not path.is_dir():
+            left_out.update([f"{path.suffix.lower()} in no class folder"] if path.suffix.lower() in suffixes else [])
+            continue
+        name = unicodedata.normalize("NFC", path.name)
+        require(name not in found, str(where), f"two folders called {name!r}", "every class once")
+        files = list(_files_below(path))
+        found[name] = [f for f in files if f.suffix.lower() in suffixes]
+        rest = Counter(f.suffix.lower() or "without suffix" for f in files if f.suffix.lower() not in suffixes)
+        if not found[name]:
+            there = ", ".join(f"{n} {suffix}" for suffix, n in rest.items()) or "no file"
+            raise ValueError(f"class {name!r} is empty: no picture that can be read here in {path} ({there})")
+        left_out += rest
+    if not found:
         raise ValueError(f"{where} has no class folders; allowed: one folder of images for each class")
-    found = {path.name: [f for f in _visible(path) if f.suffix.lower() in IMAGE_SUFFIXES] for path in classes}
-    for name, files in found.items():
-        if not files:
-            raise ValueError(f"class {name!r} is empty: no {', '.join(IMAGE_SUFFIXES)} file in {where / name}")
-    return found
+    return dict(sorted(found.items())), left_out
+
+
+def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files in a folder and below it, sorted; a link back to a folder that it lies in is not followed."""
+    above = (*above, folder.resolve())
+    for path in _visible(folder):
+        if not path.is_dir():
+            yield path
+        elif path.resolve() not in above:
+            yield from _files_below(path, above)
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without the hidden files of Jupyter and macOS."""
-    return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+    """What is in a folder, sorted, without what Jupyter and systems put there."""
+    return sorted(f for f in folder.iterdir() if not f.name.startswith(".") and f.name.casefold() not in NO_NEWS)
 
 
-def _size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
+@functools.cache
+def _readable() -> tuple[list[str], set[str]]:
+    """(formats, suffixes) of the pictures that Pillow can read here."""
+    Image.preinit()  # the usual formats, which are tried first
+    suffixes = Image.registered_extensions()  # loads the others
+    formats = [name for name in Image.ID if name in Image.OPEN and name not in NO_PICTURES]
+    return formats, {suffix for suffix, name in suffixes.items() if name in (*formats, "MPO")}  # MPO: opened as JPEG
 
 
-def _read_picture(path: Path, size: int | None) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    with Image.open(path) as picture:
+def free_memory() -> int:
+    """Bytes that this process can still take: of the machine, or of its container if that has less."""
+    free = psutil.virtual_memory().available
+    for names in CONTAINERS.values():
+        with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+            limit, used, rest = ((CONTAINER / name).read_text() for name in names)
+            cache = re.findall(r"^(?:total_)?inactive_file (\d+)", rest, re.MULTILINE)  # given back when it is needed
+            free = min(free, int(limit) - int(used) + int(cache[-1]))
+    return free
+
+
+def _room_for(folder: Path, n: int, channels: int, height: int, width: int) -> np.ndarray:
+    """uint8 (n, channels, height, width), refused before any picture is read if it is too large."""
+    need, free = n * channels * height * width, free_memory()
+    with contextlib.suppress(MemoryError):
+        if need <= free:
+            return np.empty((n, channels, height, width), np.uint8)
+    what = f"{n} pictures of {width} x {height} with {channels} channels, {need / 1e9:.3g} GB in memory"
+    raise ValueError(f"{folder}: got {what}; allowed: the {free / 1e9:.3g} GB that are free; size= makes them smaller")
+
+
+# ---- one picture -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture file; whatever goes wrong with it becomes a ValueError that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_readable()[0]) as picture:
+                yield picture
+    except Exception as error:  # OSError, SyntaxError, struct.error, MemoryError, ...: a format may raise anything
+        why = str(error) or type(error).__name__
+        raise ValueError(f"{path} is not a readable image: {why} (skip_broken leaves such files out)") from error
+
+
+def _head(path: Path) -> tuple[tuple[int, int], str]:
+    """((width, height) of the upright picture, Pillow's mode), without reading its pixels if possible."""
+    with _opened(path) as picture:
+        orientation = _orientation(picture)
+        if orientation > 1 and picture.format == "TIFF":
+            picture.load()  # Pillow turns these itself
+            orientation = 1
+        width, height = picture.size
+        return (width, height) if orientation < 5 else (height, width), picture.mode
+
+
+def _read_picture(path: Path, size: int | None = None, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8: upright, transparent parts laid on white, the first frame of an animated file.
+
+    shape: what `_head()` said; another one is refused unless the picture is scaled to `size`.
+    """
+    with _opened(path) as picture:
+        _scale_transparent_colour(picture)
+        picture.load()
+        if (orientation := _orientation(picture)) > 1:
+            picture = picture.transpose(TURNS[orientation])
+        if picture.mode[0] in "IF":
+            picture = Image.fromarray(_to_8_bits(np.asarray(picture), picture.info.get("transparency")))
+        elif picture.has_transparency_data:
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
         picture = picture.convert("RGB")
-    return np.asarray(picture if size is None else picture.resize((size, size), Image.Resampling.BILINEAR))
+        if size is not None:
+            picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+        elif shape:
+            require(picture.size == shape, "size", picture.size, f"{shape}, as its head says")
+        return np.asarray(picture)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """1 to 8 of EXIF; 1, as it is stored, where there is none or the EXIF data are damaged."""
+    try:  # not picture.getexif(): for a PNG that would read the pixels
+        value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+        return value if value in TURNS else 1
+    except Exception:
+        return 1
+
+
+def _scale_transparent_colour(picture: Image.Image) -> None:
+    """A PNG names its transparent colour in its own depth; Pillow compares that with pixels of 8 bits."""
+    colour = picture.info.get("transparency")
+    if isinstance(picture, PngImagePlugin.PngImageFile) and picture.tile and colour is not None:
+        depth = picture.tile[0][3]
+        step = {"1": 255, "L;2": 85, "L;4": 17}.get(depth, 1)
+        if step > 1 and colour <= 255 // step:  # else this Pillow has done it
+            picture.info["transparency"] = colour * step
+        elif depth == "RGB;16B" and max(colour) > 255:
+            picture.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _to_8_bits(values: np.ndarray, transparent: int | None) -> np.ndarray:
+    """Grey values of 16 bits, or floating-point ones from 0 to 1, by the same rule in every file: full range to 255.
+
+    16 bits keep their upper byte: that is what Pillow does with 16-bit colours.
+    """
+    fractions = values.dtype.kind == "f"
+    most = 1 if fractions else 65535
+    inside = bool(0 <= values.min() and values.max() <= most)  # not so if one is NaN
+    require(inside, "grey values", lambda: f"{values.min()} to {values.max()}", f"0 to {most}")
+    eight = (np.round(values * 255) if fractions else values >> 8).astype(np.uint8)
+    if transparent is not None:
+        eight[values == transparent] = 255
+    return eight
 
 
 def _is_coloured(pixels: np.ndarray) -> bool:
@@ -211,9 +391,8 @@ def _is_coloured(pixels: np.ndarray) -> bool:
 
 
 def _file_is_coloured(path: Path) -> bool:
-    """Whether a file holds colours; a file that says it is grey need not be read for that, a broken one has none."""
+    """Whether a file holds colours; a broken one has none."""
     try:
-        with Image.open(path) as picture:
-            return picture.mode not in ("1", "L", "LA", "I", "F", "I;16") and _is_coloured(_read_picture(path, None))
-    except (OSError, SyntaxError):
+        return _is_coloured(_read_picture(path))
+    except ValueError:
         return False

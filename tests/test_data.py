@@ -2,6 +2,8 @@
 
 import dataclasses
 import gzip
+import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -27,6 +29,7 @@ from course_utils.data import (
 )
 from course_utils.runtime import available_devices
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*left out 1 .txt")  # `folder` has one
 root_only = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() == 0, reason="file permissions do not stop this user"
 )
@@ -309,6 +312,17 @@ def copy_of_letters(tmp_path):
     return tmp_path
 
 
+def damaged(random, content, cut):
+    """Cut off somewhere, or with up to 8 bytes altered, mostly in the head."""
+    if cut:
+        return content[: random.integers(len(content))]
+    content = bytearray(content)
+    top = len(content) if random.integers(4) == 0 else min(len(content), 64)
+    for place in random.integers(top, size=random.integers(1, 9)):
+        content[place] = random.integers(256)
+    return bytes(content)
+
+
 def flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
@@ -337,6 +351,32 @@ def test_letters_without_their_checksum_are_refused(copy_of_letters):
     (copy_of_letters / "letters.sha256").unlink()
     with pytest.raises(ValueError, match=r"letters\.sha256"):
         load_images("letters", "test", root=copy_of_letters)
+
+
+def test_damaged_letters_are_refused_by_name_even_with_a_checksum_that_fits(tmp_path, record_property):
+    whole = io.BytesIO()
+    np.savez_compressed(whole, glyphs=np.zeros((4, 36, 2, 2), np.uint8), split=np.arange(4) % 3)
+    random, refused = np.random.default_rng(5), 0
+    path = tmp_path / "letters.npz"
+    for turn in range(40):
+        path.write_bytes(damaged(random, whole.getvalue(), cut=turn % 2))
+        (tmp_path / "letters.sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+        sources._checked_letters.cache_clear()
+        try:
+            load_images("letters", "test", root=tmp_path)
+        except ValueError as error:
+            assert str(path) in str(error), error
+            refused += 1
+    sources._checked_letters.cache_clear()
+    assert refused >= 20
+    record_property("note", f"40 damaged .npz files: {refused} refused by name")
+
+
+def test_an_empty_checksum_is_refused(tmp_path):
+    (tmp_path / "letters.npz").write_bytes(b"")
+    (tmp_path / "letters.sha256").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"letters\.npz is damaged or altered"):
+        load_images("letters", "test", root=tmp_path)
 
 
 def test_letters_that_are_nowhere(tmp_path, monkeypatch):
@@ -421,6 +461,44 @@ def test_damaged_fashion_mnist_names_the_file(offline, damage):
         load_images("fashion-mnist", "train")
 
 
+@pytest.mark.parametrize("suffix", [".gz", ""])
+def test_damaged_idx_files_are_refused_by_name(offline, record_property, suffix):
+    write_fashion(offline / "course-data", n=20, suffix=suffix)
+    random, refused = np.random.default_rng(3), 0
+    for turn in range(40):
+        path = offline / "course-data" / f"train-{('images-idx3', 'labels-idx1')[turn // 20]}-ubyte{suffix}"
+        content = path.read_bytes()
+        path.write_bytes(damaged(random, content, cut=turn % 2))
+        try:
+            got = load_images("fashion-mnist", "train")
+            assert len(got) == 20 and (suffix or not turn % 2)
+        except ValueError as error:
+            assert path.name in str(error)
+            refused += 1
+        path.write_bytes(content)
+    assert refused > 20
+    record_property("note", f"40 damaged IDX files ({suffix or 'not packed'}): {refused} refused by name")
+
+
+@pytest.mark.parametrize("n", [19, 21])
+def test_labels_of_other_images_are_refused_by_name(offline, n):
+    write_fashion(offline / "course-data", n=20)
+    other = offline / "other"
+    write_fashion(other, n=n)
+    name = "train-labels-idx1-ubyte.gz"
+    os.replace(other / name, offline / "course-data" / name)
+    with pytest.raises(ValueError, match=f"{name} is damaged \\({n} labels for 20 images"):
+        load_images("fashion-mnist", "train")
+
+
+def test_a_label_that_no_class_has_is_refused_by_name(offline):
+    write_fashion(offline / "course-data", n=20)
+    path = offline / "course-data" / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1] + b"\x0a"))
+    with pytest.raises(ValueError, match=f"{path.name} is damaged .*a label above 9"):
+        load_images("fashion-mnist", "train")
+
+
 NAMES = pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
 
 
@@ -485,6 +563,17 @@ def test_a_half_unpacked_cifar_is_said_to_be_so(offline, name):
     (offline / "course-data" / folder).mkdir(parents=True)
     with pytest.raises((ValueError, FileNotFoundError), match=folder):
         load_images(name, "train", download=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04}.", b"cnowhere\nNothing\n."])
+def test_a_cifar_file_that_is_no_pickle_names_the_folder(offline, monkeypatch, content):
+    from torchvision.datasets import CIFAR10
+
+    folder = offline / "course-data" / CIFAR10.base_folder
+    write_cifar(folder, monkeypatch, CIFAR10)
+    (folder / "train").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{CIFAR10.base_folder} is incomplete or damaged"):
+        load_images("cifar10", "train", download=False)
 
 
 # ---- a folder of images --------------------------------------------------------------------------------------------
@@ -604,7 +693,7 @@ def no_classes(folder):
     [
         (broken, r"2\.png is not a readable image"),
         (cut_off, r"1\.JPG is not a readable image"),
-        (empty, r"class 'bird' is empty: no \.png, \.jpg, \.jpeg file"),
+        (empty, r"class 'bird' is empty: no picture that can be read here in .*bird \(no file\)"),
         (no_classes, r"train has no class folders"),
     ],
 )

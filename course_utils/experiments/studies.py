@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import platform
 import threading
 import warnings
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..data import (
@@ -33,6 +31,7 @@ from ..data import (
     set_aside,
     step_counts,
 )
+from ..files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import MLP, ResNet32, SmallCNN
@@ -41,6 +40,7 @@ from ..training import cosine_schedule, random_flip, random_shift, step_schedule
 from .cells import differences, plain
 
 FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
+EXACT = {"bmp", "pgm", "png", "pnm", "ppm", "tif", "tiff"}  # kinds of files that keep every pixel
 
 
 def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -164,12 +164,14 @@ STUDIES: dict[str, Study] = {
 
 
 @functools.lru_cache(maxsize=4)  # cells of one process read the same files
-def _read(source: str, split: str, size: int | None, skip_broken: bool) -> tuple[LabeledImages, tuple[str, ...]]:
+def _read(name: str | Path, split: str, size: int | None, skip_broken: bool) -> tuple[LabeledImages, tuple[str, ...]]:
+    """One split of a folder (a path) or of data with a name, and what its reader warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if Path(source).is_dir() else {}
-        data = load_images(source, split, **options)
-    return data, tuple(str(w.message) for w in caught if "skipped" in str(w.message))
+        options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if isinstance(name, Path) else {}
+        data = load_images(name, split, **options)
+    said = [str(w.message) for w in caught]
+    return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ")))
 
 
 def load_splits(
@@ -177,17 +179,18 @@ def load_splits(
 ) -> tuple[LabeledImages, LabeledImages, LabeledImages, str]:
     """(train with its long tail, validation, test, a note that says where the images come from), on the CPU.
 
-    source: a folder of images instead of settings["data"]. It holds train/CLASS and test/CLASS, maybe validation/CLASS;
-    or CLASS folders alone, and then a quarter of each class is the test. Where there is no validation split, a fifth of
-    each training class is held out if the profile is "as it is". Both are rounded, and one image at least stays in
-    training: a class of 2 images or fewer has none for choices. Such a class does not count in them.
+    source: a folder of images instead of settings["data"]. It holds train/CLASS and test/CLASS, maybe validation/CLASS,
+    under the names that `load_images()` knows; or CLASS folders alone, and then a quarter of each class is the test.
+    Where there is no validation split, a fifth of each training class is held out if the profile is "as it is". Both
+    are rounded, and one image at least stays in training: a class of 2 images or fewer has none for choices. Such a
+    class does not count in them.
     """
     folder = None if source is None else located(source)
     if folder is not None:
         _forget_before(_stamp(folder))
     if folder is not None and not folder.is_dir():
         raise ValueError(f"data: got {source!r}, which is not here; allowed: a folder of images")
-    named = settings["data"] if folder is None else str(folder)
+    named = settings["data"] if folder is None else folder
     if settings["data"] == "folder" and folder is None:
         raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
     notes: list[str] = []
@@ -197,11 +200,12 @@ def load_splits(
         notes.extend(skipped)
         return data
 
-    if folder is not None and not (folder / "train").is_dir():
+    splits = {} if folder is None else splits_of(folder)
+    if "all" in splits:
         train, test = hold_out(read("all"), FOLDER_TEST, seed=seed)
     else:
         train, test = read("train"), read("test")
-    if named in ("letters", "digits") or (folder is not None and has_validation(folder)):
+    if named in ("letters", "digits") or "validation" in splits:
         validation = read("validation")
     elif settings["profile"] == "as it is":
         train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
@@ -213,7 +217,7 @@ def load_splits(
 
 
 def has_validation(folder: Path) -> bool:
-    return (folder / "train").is_dir() and (folder / "validation").is_dir()
+    return folder.is_dir() and "validation" in splits_of(folder)
 
 
 def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
@@ -233,11 +237,12 @@ def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
 def _note(data: str, folder: Path | None) -> str:
     if folder is None:
         return data
-    kinds = Counter(f.suffix.lower().lstrip(".") for f in folder.rglob("*.*") if f.is_file())
-    files = ", ".join(f"{kinds[kind]} {kind}" for kind in ("png", "jpg", "jpeg") if kinds[kind])
+    classes = [files for where in splits_of(folder).values() for files in pictures_of(where)[0].values()]
+    kinds = Counter(path.suffix.lower().lstrip(".") for files in classes for path in files)
+    files = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
     if data == "folder":
         return f"image folder {folder.resolve().name} ({files})"
-    encoded = "JPEG re-encoding" if kinds["jpg"] + kinds["jpeg"] else "copy"
+    encoded = "JPEG re-encoding" if kinds["jpg"] + kinds["jpeg"] else "copy" if kinds.keys() <= EXACT else "re-encoding"
     return f"{encoded} of {data}, from an image folder ({files}); not the published pixels"
 
 
@@ -245,12 +250,9 @@ def _note(data: str, folder: Path | None) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Everything below a folder that may be an image, what links lead to included, in one order everywhere."""
-    suffixes = Image.registered_extensions().keys()
-    found: list[Path] = []
-    for where, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(where, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in suffixes]
+    """Every picture that `read_folder()` would open, in one order everywhere."""
+    splits = splits_of(folder).values() if folder.is_dir() else ()
+    found = [path for where in splits for files in pictures_of(where)[0].values() for path in files]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
