@@ -421,6 +421,32 @@ def test_processes_that_cannot_start_are_named_with_the_way_out(monkeypatch):
     assert run_grid(lambda seed: {"x": seed + 1}, jobs=1, seed=[1, 2])[1]["x"] == 3
 
 
+def test_workers_of_a_cluster_that_die_are_one_line(monkeypatch, capsys):
+    distributed = pytest.importorskip("distributed")
+
+    class Dead:
+        def __init__(self, *_arguments, **_options):
+            self.cancel = lambda keys: None
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_error):
+            pass
+
+        def submit(self, *_arguments, **_options):
+            return self
+
+        def result(self):
+            raise distributed.KilledWorker("letters", type("Worker", (), {"address": "tcp://x"})(), 3)
+
+    monkeypatch.setattr(distributed, "Client", Dead)
+    monkeypatch.setattr(distributed, "as_completed", list)
+    assert main(["experiments", "run", "letters", "--cluster", "tcp://x"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: cluster: ") and "letters" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp949", "cp1252", "utf-8"])
 def test_any_output_can_show_everything(encoding, monkeypatch):
     run_study("tiny", replace(TINY, what="τ → ∞, 한국어 ✅"), "out", jobs=1)

@@ -248,14 +248,20 @@ def _note(data: str, folder: Path | None) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The pictures of all splits, in one order everywhere."""
-    classes = [files for where in splits_of(folder).values() for files in pictures_of(where)[0].values()]
-    return sorted((path for files in classes for path in files), key=lambda path: path.relative_to(folder).as_posix())
+    """Every picture that `read_folder()` would open, in one order everywhere."""
+    splits = splits_of(folder).values() if folder.is_dir() else ()
+    found = [path for where in splits for files in pictures_of(where)[0].values() for path in files]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _stamp(folder: Path) -> str:
     """Changes whenever a file does; quick, but not the same for a copy."""
-    return digest([(str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in _files(folder)])
+    found: list[tuple] = []
+    for path in _files(folder):
+        with contextlib.suppress(OSError):  # a link to nothing
+            state = path.stat()
+            found.append((str(path), state.st_size, state.st_mtime_ns))
+    return digest(found)
 
 
 @functools.lru_cache(maxsize=1)
@@ -274,9 +280,12 @@ def files_of(source: str) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _files_of(folder: Path, _stamp: str) -> str:
-    files = [
-        (path.relative_to(folder).as_posix(), path.stat().st_size, digest(path.read_bytes())) for path in _files(folder)
-    ]
+    files = []
+    for path in _files(folder):
+        raw = b""
+        with contextlib.suppress(OSError):  # its reader names it, or leaves it out
+            raw = path.read_bytes()
+        files.append((path.relative_to(folder).as_posix(), len(raw), digest(raw)))
     return f"{len(files)} files, {sum(size for _, size, _ in files)} bytes, {digest(files)}"
 
 
