@@ -482,6 +482,7 @@ NOT_HERE = {
     "checks.floats": "what all of these take their arguments through",
     "checks.sums": "of values and groups that were checked",
     "runtime.on_cpu": "reads no number",
+    "runtime.tensor_digest": "tells types apart, too",
     "incremental.IncrementalResult": "holds results",
     "openworld.MetaEmbedding": "holds results",
     "methods.Cached": "holds what extract_features() gave",
