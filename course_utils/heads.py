@@ -202,6 +202,6 @@ def equalize_biases(bias: Tensor, strength: float = 1.0) -> Tensor:
 def positive_norms(weight: Tensor) -> Tensor:
     """`row_norms()`, all above 0 and finite."""
     norms = row_norms(weight)
-    positive = bool(((norms > 0) & norms.isfinite()).all())
-    require(positive, "weight", lambda: f"norm {norms.min():g} of row {int(norms.argmin())}", "norms above 0")
+    wrong = (~((norms > 0) & norms.isfinite())).nonzero()[:1, 0]
+    require(not len(wrong), "weight", lambda: f"norm {norms[wrong].item():g} of row {wrong.item()}", "norms above 0")
     return norms

@@ -155,10 +155,7 @@ def error_blocks(predictions: Tensor, labels: Tensor, num_old: int) -> dict[str,
     Raises:
         ValueError: different shapes, no integers, or one below 0: a rejected image (-1) is called neither old nor new.
     """
-    predictions, labels = _pair(predictions, labels)
-    for name, values in (("predictions", predictions), ("labels", labels)):
-        below = values[values < 0]
-        require(not len(below), name, below.tolist, "classes, at least 0")
+    predictions, labels = _pair(predictions, labels, least=0)
     wrong, old, said_old = predictions != labels, labels < num_old, predictions < num_old
 
     def share(which: Tensor, among: Tensor) -> float:
@@ -191,9 +188,7 @@ def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = Fal
     older: as the code was until January 2020, and as the numbers of the paper were computed: a known image that is
     rejected is not counted at all, so precision grows with every rejection.
     """
-    predictions, labels = _pair(predictions, labels)
-    for name, values in (("predictions", predictions), ("labels", labels)):
-        require((values >= -1).all(), name, values.unique().tolist, "classes, or -1 for open")
+    predictions, labels = _pair(predictions, labels, least=-1)
     known = labels != -1
     true_positive = (known & (predictions == labels)).sum().item()
     wrong = known & (predictions != labels)
@@ -246,13 +241,16 @@ def open_set_fpr(confidence: Tensor, is_open: Tensor, *, accepted: float = 0.95)
     return (confidence[is_open] >= threshold).float().mean().item()
 
 
-def _pair(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as int64 (N,)."""
+def _pair(predictions: Tensor, labels: Tensor, least: float = -math.inf) -> tuple[Tensor, Tensor]:
+    """Both as int64 (N,), each at least `least`."""
     seen = f"shape {tuple(predictions.shape)} beside labels of shape {tuple(labels.shape)}"
     same = predictions.shape == labels.shape and labels.ndim == 1
     require(same, "predictions", seen, "one prediction for each label, both of shape (N,)")
-    labels = whole("labels", labels)
-    return whole("predictions", predictions), labels
+    labels, predictions = whole("labels", labels), whole("predictions", predictions)
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        below = values[values < least]
+        require(not len(below), name, below.tolist, f"classes, at least {least}")
+    return predictions, labels
 
 
 def _confidence(confidence: Tensor, is_open: Tensor | None = None) -> Tensor:

@@ -153,8 +153,9 @@ class MetaEmbeddingClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) to logits (B, K)."""
+        squashed, weight = floats(embedding=squash(self.embed(features).embedding), weight=self.weight)
         # z_j = scale * squash(v) . w_j / ||w_j||
-        return self.scale * squash(self.embed(features).embedding) @ F.normalize(self.weight, dim=1).T
+        return self.scale * squashed @ F.normalize(weight, dim=1).T
 
 
 class DiscriminativeCentroidLoss(nn.Module):

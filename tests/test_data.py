@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
 import shutil
@@ -225,6 +226,7 @@ def test_english_letters():
         (lambda: step_counts(10, 100, 0.01), "ratio: got 0.01"),
         (lambda: step_counts(10, 100, 10, minority=1.2), "minority: got 1.2; allowed: 0 to 1"),
         (lambda: english_letter_counts(0), "max_count: got 0"),
+        (lambda: english_letter_counts(math.inf), "max_count: got inf"),
     ],
 )
 def test_wrong_profiles_are_refused(call, message):
