@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import platform
 import threading
 import warnings
@@ -255,13 +256,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _stamp(folder: Path) -> str:
-    """Changes whenever a file does; quick, but not the same for a copy."""
+    """Changes whenever something below the folder does; quick, but not the same for a copy."""
     found: list[tuple] = []
-    for path in _files(folder):
-        with contextlib.suppress(OSError):  # a link to nothing
-            state = path.stat()
-            found.append((str(path), state.st_size, state.st_mtime_ns))
-    return digest(found)
+    for where, _, names in os.walk(folder, followlinks=True):
+        for path in (os.path.join(where, name) for name in names):
+            with contextlib.suppress(OSError):  # a link to nothing
+                state = os.stat(path)
+                found.append((path, state.st_size, state.st_mtime_ns))
+    return digest(sorted(found))
 
 
 @functools.lru_cache(maxsize=1)
