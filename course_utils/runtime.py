@@ -293,6 +293,8 @@ def describe(name: str, part: Any, known: frozenset[int] = frozenset()) -> dict[
         part = part.item()
     if part is None or type(part) in (bool, int, str) or (type(part) is float and part == part):
         return {name: part}
+    if isinstance(part, int | float | str):  # a NaN, which equals nothing; an IntEnum, which a checkpoint cannot hold
+        return {name: repr(part)}
     if id(part) in known or isinstance(part, torch.device):
         return {}
     if isinstance(part, torch.Tensor):
@@ -322,7 +324,9 @@ def _inside(part: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(part, types.FunctionType):
         return part.__name__, _around(part) | vars(part)
     if isinstance(part, type):
-        return part.__name__, {} if _in_package(part) else {"code": _code_of_class(part)}
+        own = [] if _in_package(part) else [vars(one) for one in reversed(part.__mro__) if not _in_package(one)]
+        inside = {k: getattr(v, "__func__", getattr(v, "fget", v)) for found in own for k, v in found.items()}
+        return part.__name__, {k: v for k, v in inside.items() if k[:2] != "__" or isinstance(v, types.FunctionType)}
     if isinstance(part, Mapping):
         return type(part).__name__, {str(k): v for k, v in part.items()}
     if isinstance(part, list | tuple):
@@ -368,10 +372,10 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _in_package(part: Any) -> bool:
-    """Whether it comes from an installed package, whose versions one knows, rather than from a notebook or a script."""
+    """Whether it comes from Python or a package, whose versions one knows, rather than from a notebook or a script."""
     name = part.__module__ or ""
     package = getattr(sys.modules.get(name), "__package__", None)
-    return name == "builtins" or (name != "__main__" and bool(package))
+    return name != "__main__" and (bool(package) or name.split(".")[0] in sys.stdlib_module_names)
 
 
 def _code(code: types.CodeType) -> str:
@@ -387,9 +391,3 @@ def _constant(value: Any) -> str:
 def _globals_of(code: types.CodeType) -> set[str]:
     inner = [_globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     return {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}.union(*inner)
-
-
-def _code_of_class(made: type) -> str:
-    own = [vars(one) for one in made.__mro__ if not _in_package(one)]
-    unwrapped = [(k, getattr(v, "__func__", getattr(v, "fget", v))) for found in own for k, v in found.items()]
-    return digest([(k, _code(v.__code__)) for k, v in unwrapped if isinstance(v, types.FunctionType)])

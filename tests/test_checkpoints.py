@@ -1,5 +1,6 @@
 """Checkpoints of fit() go on with the same training alone: what they compare, what they do not mind, damaged files."""
 
+import enum
 import io
 import random
 import subprocess
@@ -62,6 +63,14 @@ def another_same():
     return Same()
 
 
+def of_class(value, around):
+    """A loss of a notebook with a number in its class, and one in another cell."""
+    space = {"F": F, "factor": around, "__name__": "__main__"}
+    lines = ["class Loss:", f" power = {value}", " def __call__(self, z, y):"]
+    exec("\n".join([*lines, "  return factor * F.cross_entropy(z, y) ** self.power"]), space)
+    return space["Loss"]()
+
+
 def with_global(value):
     """A function of a notebook, which uses what another cell defined."""
     space = {"F": F, "gamma": value, "__name__": "__main__"}
@@ -114,7 +123,9 @@ PAIRS = [
         *(COSINE | {"loss": deferred(partial(LDAMLoss, COUNTS, scale=s))} for s in (30.0, 5.0)),
     ),
     ("loss._power=1 instead of 2", {"loss": own_loss(1)}, {"loss": own_loss(2)}),
-    ("loss.code=", {"loss": Same()}, {"loss": another_same()}),
+    ("loss.forward.code=", {"loss": Same()}, {"loss": another_same()}),
+    ("loss.power=1 instead of 2", {"loss": of_class(1, 1)}, {"loss": of_class(2, 1)}),
+    ("loss.__call__.factor=1 instead of 2", {"loss": of_class(1, 1)}, {"loss": of_class(1, 2)}),
     ("loss.gamma=1.0 instead of 2.0", {"loss": with_global(1.0)}, {"loss": with_global(2.0)}),
     ("loss.weight=None instead of float32", {"objective": objective(None)}, {"objective": objective(weights)}),
     ("loss.old.", {"objective": teacher(1)}, {"objective": teacher(2)}),
@@ -213,6 +224,11 @@ def test_a_digest_of_sixty_thousand_images_takes_no_time(record_property):
     assert replace(data, class_names=("b",)).digest() != found
 
 
+class Number(enum.IntEnum):
+    one = 1
+    two = 2
+
+
 class Slots:
     __slots__ = ("a",)
 
@@ -236,6 +252,8 @@ class Slots:
         (range(3), range(4)),
         (float("nan"), 0.0),
         (True, 2),
+        (Number(1), Number(2)),
+        (Number.one, Number.two),
         (LabeledImages.digest, LabeledImages.subset),
         (made(mlp).forward, made(mlp, 1).forward),
         (RandomSampler([1], generator=torch.Generator().manual_seed(1)), RandomSampler([1])),
