@@ -64,7 +64,7 @@ def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Ten
     features, weight, *biases = floats(features=features, weight=weight, **({} if bias is None else {"bias": bias}))
     for name, numbers in zip(("features", "bias"), (features, *biases), strict=False):
         require(numbers.isfinite().all(), name, "NaN or infinity", "finite numbers")
-    said = torch.empty(len(taus), len(features), dtype=torch.int64, device=features.device)
+    said = torch.empty(len(scales), len(features), dtype=torch.int64, device=features.device)
     rows = max(1, (1 << (18 if on_cpu(features) else 26)) // len(weight))  # on a CPU: what fits into its cache
     for start in range(0, len(features), rows):
         logits = features[start : start + rows] @ weight.T
@@ -78,7 +78,8 @@ def tau_sweep(features: Tensor, weight: Tensor, taus: Sequence[float], bias: Ten
 
 def _norm_powers(norms: Tensor, taus: Sequence[float], sign: int = 1) -> list[Tensor]:
     """||w_j||^(sign tau) for every tau: (C,) each."""
-    require(len(taus), "taus", "none", "at least one number")
+    taus = [float(tau) for tau in taus]
+    require(taus, "taus", "none", "at least one number")
     for tau in taus:
         require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
     powers = [norms ** (sign * tau) for tau in taus]

@@ -126,10 +126,8 @@ class BiasCorrection:
         require(len(logits) == len(labels) > 0, "logits", seen, "one label each")
         class_counts(labels, self.newest.stop)  # refuses labels of other classes
         require(logits.isfinite().all(), "logits", "NaN or infinity", "finite numbers")
-        logits, labels = (
-            floats(logits=logits)[0].detach().cpu().double(),
-            labels.cpu().long(),
-        )  # Apple GPUs have no float64
+        (logits,) = floats(logits=logits)
+        logits, labels = logits.detach().cpu().double(), labels.cpu().long()  # Apple GPUs have no float64
 
         def loss(pair):
             self.alpha, self.beta = torch.tensor(pair, dtype=torch.float64, requires_grad=True)
