@@ -258,7 +258,7 @@ class Slots:
         (made(mlp).forward, made(mlp, 1).forward),
         (RandomSampler([1], generator=torch.Generator().manual_seed(1)), RandomSampler([1])),
     ],
-    ids=str,
+    ids=lambda part: type(part).__name__,
 )
 def test_what_differs_is_described_differently(one, other):
     assert describe("x", one) == describe("x", one) != describe("x", other)
