@@ -72,7 +72,7 @@ CHOICES = {  # {setting: (method it was chosen with, values tried)}
     "beta": ("class-balanced", [0.9, 0.99, 0.999]),
     "gamma": ("focal", [0.5, 1.0, 2.0]),
 }
-CHOSEN = {"lr of cross-entropy": 0.1, "lr of LDAM": 0.05, "beta": 0.99, "gamma": 2.0}
+CHOSEN = {"lr of cross-entropy": 0.1, "lr of LDAM": 0.1, "beta": 0.99, "gamma": 2.0}
 
 
 def ldam_cell(
