@@ -306,17 +306,16 @@ def paired_interval(differences: Iterable[float], confidence: float = 0.95) -> t
     return mean - half, mean + half
 
 
-def bootstrap_interval(values: Sequence[float], *, level: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values`; NaN for fewer than two. Always the same random draws.
+def difference_text(differences: Iterable[float]) -> str:
+    """ "+0.4 [-0.8, +1.6] tie": the mean of paired differences, its 95 % interval, and whether that holds 0.
 
-    Raises:
-        ValueError: level outside 0 to 1.
+    One difference has no interval. A dash if there is none, or if one was not measured (NaN).
     """
-    require(0 < level < 1, "level", level, "above 0 and below 1")
-    if len(values) < 2:
-        return math.nan, math.nan
-    sample = torch.tensor(list(values), dtype=torch.float64)
-    chosen = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(0))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.quantile(sample[chosen].mean(1), ends).tolist()
-    return low, high
+    values = [float(value) for value in differences]
+    if not values or any(map(math.isnan, values)):
+        return "–"
+    mean = f"{sum(values) / len(values):+.1f}"
+    if len(values) == 1:
+        return mean
+    low, high = paired_interval(values)
+    return f"{mean} [{low:+.1f}, {high:+.1f}]{' tie' if low <= 0 <= high else ''}"

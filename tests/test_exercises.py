@@ -43,6 +43,21 @@ def test_the_solution_is_accepted(number, capsys, monkeypatch):
     assert said(capsys) == f"✅ Exercise {number}: right.\n"
 
 
+def test_the_bootstrap_interval_of_known_values():
+    def interval(values, level=0.95):
+        drawn = torch.randint(len(values), (10_000, len(values)), generator=torch.Generator().manual_seed(0))
+        return ALL["7.3"].solution(torch.tensor(values, dtype=torch.float64), drawn, level)
+
+    assert interval([0.0, 1.0]) == (0, 1)  # means 0, 1/2, 1 with chances 1/4, 1/2, 1/4
+    values = torch.randn(200, generator=torch.Generator().manual_seed(1)).tolist()
+    low, high = interval(values)
+    mean, error = sum(values) / 200, torch.tensor(values).std().item() / 200**0.5
+    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.02)
+    narrow = interval(values, level=0.5)
+    assert low < narrow[0] < mean < narrow[1] < high
+    assert interval([3.0, 3.0]) == (3, 3)
+
+
 @pytest.mark.parametrize(("exercise", "mutant"), MUTANTS)
 def test_a_plausible_wrong_answer_is_rejected_for_what_it_returns(exercise, mutant):
     with pytest.raises(Wrong) as caught:

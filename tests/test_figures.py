@@ -16,6 +16,7 @@ from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
+from course_utils.metrics import paired_interval
 
 COUNTS = [500, 100, 20, 19]
 
@@ -59,6 +60,19 @@ def test_group_points_show_every_seed_and_the_mean(axes):
     assert axes.yaxis_inverted(), "the first method stands on top"
     heights = [line.get_ydata()[0] for line in axes.lines]
     assert max(heights[:4]) < 0.5 < min(heights[4:])
+
+
+def test_a_difference_is_drawn_with_its_interval_and_hollow_if_it_is_a_tie(axes):
+    figures.difference_line(axes, [1.0, 1.4, 1.2], 0)
+    figures.difference_line(axes, [-3.0, -2.0], 1)
+    figures.difference_line(axes, [2.0], 2)
+    figures.difference_line(axes, [2.0, float("nan")], 3)
+    clear, tie, *rest = axes.lines[:3], axes.lines[3:6], axes.lines[6], axes.lines[7]
+    for (seeds, interval, mean), values in ((clear, [1.0, 1.4, 1.2]), (tie, [-3.0, -2.0])):
+        assert list(seeds.get_xdata()) == values and tuple(interval.get_xdata()) == paired_interval(values)
+        assert mean.get_xdata() == pytest.approx([np.mean(values)]) and interval.get_color() == mean.get_color()
+    assert clear[2].get_color() == clear[2].get_markerfacecolor() != tie[2].get_color()
+    assert tie[2].get_markerfacecolor() == "white" and [line.get_marker() for line in rest] == [".", "."]
 
 
 def test_group_legend_has_colour_and_marker(axes):

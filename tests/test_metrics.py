@@ -12,6 +12,7 @@ from course_utils.metrics import (
     balanced_accuracy,
     calibration_error,
     confusion_matrix,
+    difference_text,
     error_blocks,
     forgetting,
     mean_and_spread,
@@ -517,3 +518,20 @@ def test_paired_interval_holds_the_truth_as_often_as_it_says():
 def test_paired_interval_refuses(differences, confidence, message):
     with pytest.raises(ValueError, match=message):
         paired_interval(differences, confidence)
+
+
+@pytest.mark.parametrize(
+    "differences, text",
+    [
+        ([1.0, 1.4, 1.2], "+1.2 [+0.7, +1.7]"),
+        ([-3.0, -2.0], "-2.5 [-8.9, +3.9] tie"),
+        ([-3.0, -2.5, -2.8], "-2.8 [-3.4, -2.1]"),
+        ([0.0, 0.0], "+0.0 [+0.0, +0.0] tie"),
+        (iter([1.0, 1.4, 1.2]), "+1.2 [+0.7, +1.7]"),
+        ([2.0], "+2.0"),
+        ([], "–"),
+        ([1.0, NAN], "–"),
+    ],
+)
+def test_a_difference_is_told_with_its_interval_and_as_a_tie_where_that_holds_0(differences, text):
+    assert difference_text(differences) == text

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from course_utils.experiments import runs
-from course_utils.experiments.reports import best_on_validation, report_text, rows_of, write_report
+from course_utils.experiments.reports import best_on_validation, difference_figure, report_text, rows_of, write_report
 from course_utils.experiments.runs import read_study, run_study
 from course_utils.experiments.studies import Study, images_of, load_splits
-from course_utils.metrics import bootstrap_interval, paired_differences
+from course_utils.metrics import difference_text, paired_differences, paired_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Study(
@@ -277,9 +277,9 @@ def test_numbers_of_the_report_are_those_of_the_cells(whole):
     differences = paired_differences(rows["NCM"], rows["cross-entropy"])
     by_hand = [100 * (rows["NCM"][s]["groups"]["all"] - rows["cross-entropy"][s]["groups"]["all"]) for s in range(3)]
     assert differences == by_hand
-    low, high = bootstrap_interval(differences)
-    line = f"| NCM | {sum(differences) / 3:+.1f} [{low:+.1f}, {high:+.1f}] |"
-    assert line in text.decode()
+    low, high = paired_interval(differences)
+    assert f"\n| NCM | {sum(differences) / 3:+.1f} [{low:+.1f}, {high:+.1f}]" in text.decode()
+    assert f"\n| NCM | {difference_text(differences)} |" in text.decode()
 
 
 def test_a_report_warns_where_a_class_has_few_images_for_choices(whole):
@@ -310,20 +310,41 @@ def test_the_best_is_the_best_on_validation_images():
     assert best_on_validation(rows) == "b"
 
 
-def test_the_bootstrap_interval_of_known_values():
-    low, high = bootstrap_interval([0.0, 1.0])
-    assert (low, high) == (0, 1)  # means 0, 1/2, 1 with chances 1/4, 1/2, 1/4
-    values = torch.randn(200, generator=torch.Generator().manual_seed(1)).tolist()
-    low, high = bootstrap_interval(values)
-    mean, error = sum(values) / 200, torch.tensor(values).std().item() / 200**0.5
-    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.02)
-    assert bootstrap_interval(values) == (low, high)
-    narrow = bootstrap_interval(values, level=0.5)
-    assert low < narrow[0] < mean < narrow[1] < high
-    assert bootstrap_interval([3.0, 3.0]) == (3, 3)
-    assert all(v != v for v in bootstrap_interval([1.0]))
-    with pytest.raises(ValueError, match="level: got 1"):
-        bootstrap_interval([1.0, 2.0], level=1)
+def test_the_best_is_chosen_over_the_seeds_that_all_have():
+    """Seed 2 is easy, and only the first method has it."""
+    first = [row(0.5, validation=v) for v in (0.4, 0.4, 0.9)]
+    assert best_on_validation(rows_of(cells_of(a=first, b=[row(0.5, validation=0.5)] * 2))) == "b"
+    apart = [{"seed": seed, "methods": {name: row(0.5, validation=0.5)}} for seed, name in enumerate("ab")]
+    assert best_on_validation(rows_of(apart)) is None
+
+
+def test_without_validation_images_nothing_is_chosen(whole):
+    asked, cells, missing = read_study(whole[0])
+    for cell in cells:
+        for numbers in cell["methods"].values():
+            numbers["validation"] = None
+    assert best_on_validation(rows_of(cells)) is None
+    text = report_text(asked, cells, missing)
+    assert "Best on validation images: none" in text and "\n| method | minus cross-entropy |\n" in text
+
+
+def test_a_tie_is_called_so_and_one_seed_has_no_interval(whole):
+    asked, cells, missing = read_study(whole[0])
+    for cell in cells:  # NCM is 1 point above the baseline with seeds 0 and 2, and 1 below it with seed 1
+        same = cell["methods"].get("NCM"), cell["methods"].get("cross-entropy")
+        if same[0]:
+            same[0]["groups"]["all"] = same[1]["groups"]["all"] + (0.01 if cell["seed"] != 1 else -0.01)
+    assert "\n| NCM | +0.3 [-2.5, +3.2] tie |" in report_text(asked, cells, missing)
+    hollow = [
+        line for line in difference_figure(rows_of(cells), "cross-entropy").axes[0].lines if line.get_marker() == "D"
+    ]
+    assert [line.get_markerfacecolor() == "white" for line in hollow] == [
+        difference_text(paired_differences(rows, rows_of(cells)["cross-entropy"])).endswith("tie")
+        for name, rows in rows_of(cells).items()
+        if name != "cross-entropy"
+    ]
+    alone = report_text(asked, [cell for cell in cells if cell["seed"] == 0], missing)
+    assert "\n| NCM | +1.0 |" in alone and "one seed has none" in alone
 
 
 def test_a_folder_without_an_experiment_is_named(tmp_path):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..data import exponential_counts, step_counts
 from ..heads import equalize_biases, equalize_norms, row_norms
-from ..metrics import GROUPS, per_class_accuracy, shot_accuracy, shot_groups
+from ..metrics import GROUPS, paired_interval, per_class_accuracy, shot_accuracy, shot_groups
 from ..runtime import require
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
@@ -160,6 +160,17 @@ def seed_points(axes: Axes, values: Numbers, height: float, *, alpha: float = 0.
     """Every value a small point, their mean a large one."""
     axes.plot(values, [height] * len(values), markersize=4, alpha=alpha, **style)
     axes.plot(np.mean(values), height, markersize=9, **style)
+
+
+def difference_line(axes: Axes, differences: Numbers, height: float) -> None:
+    """Differences paired by seed as small points, their mean as a diamond on its 95 % interval; a tie, whose interval
+    holds 0, is grey and hollow. Fewer than two differences have no interval."""
+    axes.plot(differences, [height] * len(differences), ".", color=GREY, alpha=0.6)
+    if len(differences) > 1 and np.isfinite(differences).all():
+        low, high = paired_interval(differences)
+        color, inside = (GREY, "white") if low <= 0 <= high else (BLUE, BLUE)
+        axes.plot([low, high], [height, height], color=color, linewidth=2)
+        axes.plot(np.mean(differences), height, "D", color=color, markerfacecolor=inside)
 
 
 def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups: Names = WITH_ALL) -> Axes:

@@ -1,4 +1,4 @@
-"""Reports of finished experiments: tables with spread and paired differences, and two figures.
+"""Reports of finished experiments: tables with spread, paired differences and their intervals, and two figures.
 
 The same cells give the same report, byte by byte: what depends on the machine's speed is in a file of its own.
 """
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..classroom import figures
 from ..methods import METHODS
-from ..metrics import GROUPS, bootstrap_interval, mean_and_spread, paired_differences
+from ..metrics import GROUPS, difference_text, mean_and_spread, paired_differences
 from ..runtime import located, write_atomically
 from .runs import read_study, read_table
 from .tables import TABLES
@@ -56,23 +56,27 @@ def check_budgets(rows: Rows) -> None:
         )
 
 
-def best_on_validation(rows: Rows) -> str:
-    """The method with the highest mean balanced accuracy on validation images."""
-    means = {
-        name: mean_and_spread(row.get("validation") or 0.0 for row in seeds.values())[0] for name, seeds in rows.items()
-    }
-    return max(means, key=lambda name: means[name])
+def best_on_validation(rows: Rows) -> str | None:
+    """The method with the highest mean balanced accuracy on validation images, over the seeds that all methods have.
+
+    None if there is no such seed, or no validation image.
+    """
+    shared = set.intersection(*map(set, rows.values()))
+    found = {name: [seeds[seed]["validation"] for seed in shared] for name, seeds in rows.items()}
+    if not shared or any(value is None for values in found.values() for value in values):
+        return None
+    return max(found, key=lambda name: sum(found[name]))
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 HOW_TO_READ = """\
 A difference is taken between two runs of one seed (the same images, the same first weights of the backbone), so that \
-what the seeds have in common falls out. The interval is a bootstrap over seeds: {draws:,} times, as many differences \
-are drawn from the {n} with repetition, and 95 % of their means lie between its ends. It says how the mean might move \
-with other seeds on *these* data, this test set and this budget; it says nothing about other data. With few seeds it \
-is too narrow: for normal differences, a "95 %" interval of this kind holds the truth in 75 % of cases with 3 seeds, \
-83 % with 5 and 91 % with 10. Many methods are compared at once, so one that is barely clear of 0 may be luck."""
+what the seeds have in common falls out. The interval is Student's t over seeds, mean ± t s / √n: if differences are \
+about normal, it holds their true mean in 95 % of cases, however few seeds there are; with few it is wide, and one \
+seed has none. An interval that holds 0 is a *tie*: these seeds cannot say which of the two is better, nor that they \
+are equal. It says how the mean might move with other seeds on *these* data, this test set and this budget; it says \
+nothing about other data. Many methods are compared at once, so one that is barely clear of 0 may be luck."""
 
 
 def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
@@ -80,7 +84,7 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
     rows, best = rows_of(cells), best_on_validation(rows_of(cells))
     baseline = BASELINE if BASELINE in rows else next(iter(rows))
     settings, first = asked["settings"], cells[0]
-    counts, each = first["data"]["counts"], sorted({len(seeds) for seeds in rows.values()})
+    counts = first["data"]["counts"]
 
     def all_of(name: str, inner: str | None = None) -> str:
         return ", ".join(sorted({cell[name] if inner is None else cell[name][inner] for cell in cells}))
@@ -102,11 +106,13 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
     accuracies = [
         f"| {name} | {_accuracies(seeds)} | {_calibration(seeds)} | {_chosen(seeds)} |" for name, seeds in rows.items()
     ]
-    differences = [
-        f"| {name} | {_difference(seeds, rows[baseline], name == baseline)} | "
-        f"{_difference(seeds, rows[best], name == best)} |"
-        for name, seeds in rows.items()
-    ]
+    beside = [baseline] if best in (baseline, None) else [baseline, best]
+
+    def minus(name: str, other: str) -> str:
+        return "–" if name == other else difference_text(paired_differences(rows[name], rows[other]))
+
+    differences = [f"| {name} | {' | '.join(minus(name, other) for other in beside)} |" for name in rows]
+    pick = best or "none, as there are no such images, or no seed that all methods have"
     parts = [
         f"# Experiment: {asked['study']}",
         f"{asked['what']}.",
@@ -117,9 +123,9 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         "< 20). ECE: expected calibration error in %, for methods whose outputs are meant as probabilities.",
         _table("method | many | medium | few | all | ECE | chosen on validation", accuracies),
         "## Differences",
-        f"Points of balanced accuracy, mean of paired differences [95 % interval]. Best on validation images: {best}.",
-        _table(f"method | minus {baseline} | minus {best}", differences),
-        HOW_TO_READ.format(draws=10_000, n=" or ".join(map(str, each))),
+        f"Points of balanced accuracy, mean of paired differences [95 % interval]. Best on validation images: {pick}.",
+        _table(" | ".join(["method", *(f"minus {other}" for other in beside)]), differences),
+        HOW_TO_READ,
         "## Budget",
         "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, for "
         "features; features that new heads learned from.",
@@ -173,15 +179,6 @@ def _chosen(seeds: Mapping[int, Mapping]) -> str:
     return "; ".join(f"{name} {', '.join(str(row['chosen'][name]) for row in seeds.values())}" for name in names)
 
 
-def _difference(seeds: Mapping[int, Mapping], reference: Mapping[int, Mapping], same: bool) -> str:
-    values = paired_differences(seeds, reference)
-    if same or not values:
-        return "–"
-    low, high = bootstrap_interval(values)
-    mean = f"{sum(values) / len(values):+.1f}"
-    return mean if math.isnan(low) else f"{mean} [{low:+.1f}, {high:+.1f}]"
-
-
 def _cost(name: str, seeds: Mapping[int, Mapping]) -> str:
     cost = next(iter(seeds.values()))["cost"]
     numbers = " | ".join(f"{cost[k]:,}" for k in ("backbone_images", "feature_images", "head_images"))
@@ -221,20 +218,15 @@ def accuracy_figure(rows: Rows, title: str = "") -> Figure:
 
 
 def difference_figure(rows: Rows, baseline: str, title: str = "") -> Figure:
-    """Mean difference from the baseline and its interval for every other method; every seed a small point."""
+    """Differences from the baseline as `figures.difference_line()`, for every other method."""
     others = [name for name in rows if name != baseline]
     figure, axes = figures.axes_grid(width=8, height=1.0 + 0.36 * max(1, len(others)))
     for place, name in enumerate(others):
-        values = paired_differences(rows[name], rows[baseline])
-        if values:
-            mean, (low, high) = sum(values) / len(values), bootstrap_interval(values)
-            axes.plot(values, [place] * len(values), ".", color=figures.GREY, alpha=0.6)
-            axes.plot([low, high], [place, place], color=figures.BLUE, linewidth=2)
-            axes.plot(mean, place, "D", color=figures.BLUE, markersize=6)
+        figures.difference_line(axes, paired_differences(rows[name], rows[baseline]), place)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(others)), others)
     axes.invert_yaxis()
-    axes.set_xlabel(f"points of balanced accuracy above {baseline}, with 95 % interval")
+    axes.set_xlabel(f"points of balanced accuracy above {baseline}\nwith 95 % interval; grey and hollow: a tie")
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ...metrics import bootstrap_interval, calibration_error, mean_and_spread
+from ...metrics import calibration_error, mean_and_spread
 from . import Exercise, expect_close
 
 # ---- 7.1: paired differences ---------------------------------------------------------------------------------------
@@ -120,9 +120,9 @@ def _verify_bootstrap(answer):
     for values, level in cases:
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(len(values), (10_000, len(values)), generator=generator)
-        got = answer(torch.tensor(values, dtype=torch.float64), drawn, level)
-        want = bootstrap_interval(values, level=level)
-        expect_close(got, want, f"(low, high) for the values {values} and level {level}", tolerance=1e-3)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        case = f"(low, high) for the values {values} and level {level}"
+        expect_close(answer(tensor.clone(), drawn.clone(), level), bootstrap(tensor, drawn, level), case)
 
 
 def _ends(means, level):

@@ -10,48 +10,53 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...metrics import GROUPS, bootstrap_interval, paired_differences
-from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, WITH_ALL, Names, group_legend, group_points, picture
+from ...metrics import GROUPS, mean_and_spread, paired_differences, paired_interval
+from .. import figures
+from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, WITH_ALL, Names, Numbers, picture
 
 Rows = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method -> seed -> its numbers, as `reports.rows_of()` gives
 
 CARES = {
-    "all": "balanced accuracy in %",
-    "many": "accuracy of many in %",
-    "few": "accuracy of few in %",
+    "all": "balanced test accuracy in %",
+    "many": "test accuracy of many in %",
+    "few": "test accuracy of few in %",
     "calibration": "calibration error before any temperature, in %",
 }
 
 
-def by_accuracy(rows: Rows) -> list[str]:
-    """The methods, highest mean balanced accuracy first."""
-    return sorted(rows, key=lambda m: -sum(row["groups"]["all"] for row in rows[m].values()) / len(rows[m]))
+def by_validation(rows: Rows) -> list[str]:
+    """The methods, highest mean balanced accuracy on validation images first."""
+    return sorted(rows, key=lambda m: -sum(row["validation"] for row in rows[m].values()) / len(rows[m]))
 
 
 def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
-    """Left: accuracy by group, best method on top. Right: paired differences from the baseline, each seed a point,
-    the mean a diamond, its 95 % interval a line."""
+    """Left: test accuracy by group, the best on validation images on top. Right: differences from the baseline, as
+    `figures.difference_line()`."""
     left, right = axes
-    order = by_accuracy(rows)
-    group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
+    order = by_validation(rows)
+    figures.group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
     where = {"loc": "lower center", "bbox_to_anchor": (0.35, 1.0)}
-    group_legend(left, WITH_ALL, ncols=4, fontsize=8, columnspacing=0.8, handletextpad=0.1, **where)
+    figures.group_legend(left, WITH_ALL, ncols=4, fontsize=8, columnspacing=0.8, handletextpad=0.1, **where)
     lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
     left.set_xlim(max(-3, lowest - 5), 101)
     for place, name in enumerate(order):
         if name != baseline:
-            values = paired_differences(rows[name], rows[baseline])
-            right.plot(values, [place] * len(values), ".", color=GREY)
-            right.plot(bootstrap_interval(values), [place, place], color=BLUE, linewidth=2)
-            right.plot(sum(values) / len(values), place, "D", color=BLUE)
+            figures.difference_line(right, paired_differences(rows[name], rows[baseline]), place)
     right.axvline(0, color="black", linewidth=0.8)
-    right.set(ylim=left.get_ylim(), yticks=range(len(order)), xlabel=f"points above {baseline},\n95 % interval")
+    right.set(ylim=left.get_ylim(), yticks=range(len(order)))
+    right.set_xlabel(f"points above {baseline},\n95 % interval; hollow: a tie")
     right.set_yticklabels([])
 
 
+def ties(first: Numbers, second: Numbers) -> bool:
+    """Whether the 95 % interval of the differences, one a seed, holds 0."""
+    low, high = paired_interval(a - b for a, b in zip(first, second, strict=True))
+    return low <= 0 <= high
+
+
 def places(rows: Rows, seed: int) -> dict[str, int]:
-    """The place of every method in one seed, 1 for the highest balanced accuracy."""
-    order = sorted(rows, key=lambda m: -rows[m][seed]["groups"]["all"])
+    """The place of every method in one seed, 1 for the highest balanced accuracy on validation images."""
+    order = sorted(rows, key=lambda m: -rows[m][seed]["validation"])
     return {name: place for place, name in enumerate(order, 1)}
 
 
@@ -100,16 +105,16 @@ def reliability(axes: Axes, seeds: Mapping[int, Mapping[str, Any]], title: str) 
 
 
 @picture
-def guide_picture(figure: Figure, advise: Callable[..., list[tuple[str, float, float]]], results: Mapping[str, Rows]):
-    """What `advise(rows, can_train=, has_validation=, has_images=, care=)` answers, as points with their
-    spread: [(method, mean, spread)]. Below them, in grey, what it leaves out."""
+def guide_picture(figure: Figure, advise: Callable[..., list[tuple[str, list[float]]]], results: Mapping[str, Rows]):
+    """What `advise(rows, can_train=, has_validation=, has_images=, care=)` answers, [(method, points of each seed)], as
+    means with their spread: the first in orange, hollow what ties with it. Below them, in grey, what it leaves out."""
     most = max(len(rows) for rows in results.values())
     longest = max((name for rows in results.values() for name in rows), key=len)
     ends = {}
     for data, rows in results.items():
         for care in CARES:
-            values = [mean for _, mean, _ in advise(rows, care=care)]
-            ends[data, care] = (max(0, min(values) - 8) if care != "calibration" else 0, max(values) + 5)
+            means = [mean_and_spread(values)[0] for _, values in advise(rows, care=care)]
+            ends[data, care] = (max(0, min(means) - 8) if care != "calibration" else 0, max(means) + 5)
 
     axes = figure.subplots()
     points = [axes.plot([], [], marker="D", markersize=7)[0] for _ in range(most)]
@@ -120,25 +125,26 @@ def guide_picture(figure: Figure, advise: Callable[..., list[tuple[str, float, f
     def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
         able = zip(("can_train", "has_validation", "has_images"), (train, validation, old_images), strict=True)
         found = advise(results[data], **{name: answer == "yes" for name, answer in able}, care=care)
-        possible = {name for name, _, _ in found}
+        possible, (first, best) = dict(found), found[0]
+        level = [name for name, values in found[1:] if ties(best, values)]
         shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
-        shown += [("", math.nan, math.nan)] * (most - len(shown))
-        for place, (point, line, (name, mean, spread)) in enumerate(zip(points, lines, shown, strict=True)):
+        more = len(shown) - len(found)
+        shown += [("", [math.nan])] * (most - len(shown))
+        for place, (point, line, (name, values)) in enumerate(zip(points, lines, shown, strict=True)):
+            mean, spread = mean_and_spread(values)
             color = ORANGE if place == 0 else BLUE if name in possible else "#cccccc"
-            point.set(data=([mean], [place]), color=color)
+            point.set(data=([mean], [place]), color=color, markerfacecolor="white" if name in level else color)
             line.set(data=([mean - spread, mean + spread], [place, place]), color=color)
-        axes.set_yticklabels([name for name, _, _ in shown])
+        axes.set_yticklabels([name for name, _ in shown])
         for place, label in enumerate(axes.get_yticklabels()):
             label.set_color("black" if place < len(found) else GREY)
         axes.set(xlim=ends[data, care], xlabel=f"{CARES[care]}, {data}, mean ± standard deviation of seeds")
         have = f"may train: {train} · validation images: {validation} · old images: {old_images}"
-        axes.set_title(have, fontsize=9)
-        name, mean, spread = found[0]
-        more = sum(bool(name) for name, _, _ in shown) - len(found)
+        axes.set_title(f"order: by validation images · hollow: ties with the first\n{have}", fontsize=9)
         rest = f" Grey: {more} that you cannot use." if more else ""
         return (
-            f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: "
-            f"{len(found)} methods; first: {name}, {mean:.1f} ± {spread:.1f}.{rest}"
-        )
+            f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: {len(found)} methods; "
+            f"first by validation: {first}, {{:.1f}} ± {{:.1f}}; ties with it: {', '.join(level) or 'none'}.{rest}"
+        ).format(*mean_and_spread(best))
 
     return update
