@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("list", help="the named experiments and the methods")
     shown["description"] = "Every finished training is one small JSON file, so a run that was stopped goes on."
     run = actions.add_parser("run", help="run an experiment, or what is missing of it", **shown)
-    folder = "a folder of images: train/CLASS/*.png|jpg and test/CLASS, or CLASS folders alone"
+    folder = "a folder of pictures: train/CLASS and test/CLASS, maybe val/CLASS, or CLASS folders alone"
     both = "where a folder is called like an experiment, write ./NAME for the folder"
     run.add_argument("name", help=f"a named experiment, or {folder}; {both}")
     run.add_argument("--out", type=located, help="where the results go; by default runs/NAME")
