@@ -3,7 +3,8 @@
 A method is an `Arm` (incremental_methods.py), a set of small choices; LUCIR (Hou et al. 2019) is one of them.
 `run_incremental()` takes any arm through all phases. In every phase it (1) keeps a frozen copy of the model, the
 teacher, (2) adds rows for the new classes, (3) trains on all new images and the exemplars of old classes, (4) chooses
-exemplars of the new classes by herding, (5) measures. Classes are numbered in the order in which they arrive.
+exemplars of the new classes by herding, and drops old ones where memory is limited in total, (5) measures. Classes are
+numbered in the order in which they arrive.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from numbers import Integral
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -58,6 +61,9 @@ def herding(features: Tensor, k: int) -> Tensor:
 
     Raises:
         ValueError: k outside 1 .. N, or features that are not finite.
+
+    Differs from the released code of LUCIR in: a row is never chosen again. There it may be, and is then taken off the
+    sum once more without filling a place, so later choices can differ; the more rows are chosen, the more of them.
     """
     shape = tuple(features.shape)
     require(len(shape) == 2 and 1 <= k <= shape[0], "k", f"{k} for features of shape {shape}", "1 to N for (N, D)")
@@ -138,7 +144,8 @@ def run_incremental(
     phases: Sequence[Sequence[str]],
     *,
     base: ImageClassifier | None = None,
-    exemplars: int | None = 20,
+    exemplars: int | EllipsisType | None = ...,
+    memory: int | None = None,
     epochs: int = 8,
     batch_size: int = 128,
     lr: float = 0.05,
@@ -152,7 +159,9 @@ def run_incremental(
     Args:
         phases: class names, each once, at least two phases.
         base: a model from `train_base()` for phases[0]; it is copied, not changed. Trained here if None.
-        exemplars: images kept of each old class, chosen by herding; None keeps all (joint training).
+        exemplars: images kept of each old class, chosen by herding, 20 by default; None keeps all (joint training).
+        memory: instead of `exemplars`, images kept of all classes together: memory // (classes seen) of each, so lists
+            of exemplars lose their last ones in every phase. What a small class does not fill stays empty.
         epochs, batch_size, lr, augment: of every phase, with SGD and a cosine schedule each.
         oracle: also read out NCM, with the means of *all* training images.
         watch: called as watch(phase, model) after each phase; the model must not be changed.
@@ -164,30 +173,37 @@ def run_incremental(
         rows by that of old ones), "row_angle" (mean turn of old rows, degrees) and, with a linear head, "bias_gap".
 
     Raises:
-        ValueError: no exemplars, a phase without a new class, an unknown class or one without training images, k above
-            the new classes of a phase, or a base with another head or for another number of classes.
+        ValueError: no exemplars, or both `exemplars` and `memory`; a phase without a new class, an unknown class or one
+            without training images (BiC: with one, as it holds one out), k above the new classes of a phase, or a base
+            with another head or for another number of classes.
+
+    Differs from the released code of LUCIR in: a total memory is rounded down to whole images of each class; there
+    (`--fix_budget`), up, so it keeps a little more than its budget.
     """
     order = [name for phase in phases for name in phase]
-    _check_phases(arm, phases, exemplars)
+    _check_phases(arm, phases)
+    starts = [0, *accumulate(map(len, phases))]
+    quotas = _quotas(arm, starts[1:], exemplars, memory)
     train, test = train.only(order), test.only(order)
     empty = order[int(train.counts.argmin())]
     require(train.counts.all(), "train", f"no image of class {empty!r}", "at least one of each class")
+    enough = arm.correct != "bias" or train.counts.min() > 1
+    require(enough, "train", f"one image of class {empty!r}", "at least 2 of each class for BiC, which holds one out")
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
-    starts = [0, *accumulate(map(len, phases))]
     model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
     there = getattr(model.head, "num_classes", getattr(model.head, "out_features", None))
     require(there == starts[1], "base", f"{there} classes", f"{starts[1]}, those of phases[0]")
     kind, cosine = type(model.head).__name__, isinstance(model.head, CosineClassifier)
     require(cosine == (arm.head == "cosine"), "base", f"a {kind}", f"a {arm.head} head")
 
-    learner = _Learner(arm, model, train, exemplars, options)
+    learner = _Learner(arm, model, train, options)
     result = IncrementalResult([], torch.full((len(phases),) * 2, torch.nan), [], model, order)
     for p, (old, seen) in enumerate(pairwise(starts)):
         teacher = copy.deepcopy(model) if p else None
         new = ((train.labels >= old) & (train.labels < seen)).nonzero()[:, 0]
         if teacher is not None:
             learner.learn(teacher, new, seen - old)
-        learner.choose_exemplars(new)
+        learner.choose_exemplars(new, quotas[p])
         if teacher is not None and arm.correct == "fine-tune":
             learner.fine_tune(teacher, seen - old)
         seen_test = test.subset((test.labels < seen).nonzero()[:, 0])
@@ -202,7 +218,7 @@ def run_incremental(
     return result
 
 
-def _check_phases(arm: Arm, phases: Sequence[Sequence[str]], exemplars: int | None) -> None:
+def _check_phases(arm: Arm, phases: Sequence[Sequence[str]]) -> None:
     require(len(phases) >= 2, "phases", len(phases), "at least 2")
     seen: set[str] = set()
     for p, phase in enumerate(phases):
@@ -211,9 +227,22 @@ def _check_phases(arm: Arm, phases: Sequence[Sequence[str]], exemplars: int | No
         enough = not p or not arm.separate or arm.k <= len(phase)
         require(enough, "k", f"{arm.k} with {len(phase)} new classes in phase {p}", "at most that many")
         seen |= set(phase)
+
+
+def _quotas(arm: Arm, seen: list[int], exemplars: Any, memory: int | None) -> list[int | None]:
+    """How many images of each class stay after each phase, from the classes seen by then; None: all."""
     least = 10 if arm.correct == "bias" else 1
-    allowed = "at least 1 (10 for BiC, which holds some out), or None"
-    require(exemplars is None or exemplars >= least, "exemplars", exemplars, allowed)
+    if memory is None:
+        number = 20 if exemplars is ... else exemplars
+        fine = number is None or (isinstance(number, Integral) and number >= least)
+        require(fine, "exemplars", number, "at least 1 (10 for BiC, which holds some out), whole, or None")
+        return [number] * len(seen)
+    require(exemplars is ..., "exemplars, memory", f"{exemplars}, {memory}", "one of the two")
+    fine = isinstance(memory, Integral) and memory >= least * seen[-1]
+    allowed = f"a whole number of at least {least * seen[-1]}: {least} for each of {seen[-1]} classes"
+    require(fine, "memory", memory, allowed)
+    # memory // classes seen
+    return [memory // classes for classes in seen]
 
 
 @dataclass
@@ -223,7 +252,6 @@ class _Learner:
     arm: Arm
     model: ImageClassifier
     train: LabeledImages
-    exemplars: int | None
     options: dict[str, Any]  # of fit()
     memory: list[Tensor] = field(default_factory=list)  # for each class the places of its exemplars in `train`
     correction: BiasCorrection | None = None
@@ -235,14 +263,8 @@ class _Learner:
             reseed(seed * 1_000_003 + num_old)
             self._grow(self.train.subset(new), num_new)
         kept, held_out = self.memory, []
-        if arm.correct == "bias":  # held out: as many images of each new class as of each old one
-            each = max(1, len(self.memory[0]) // 10)
-            kept, held_out = [m[:-each] for m in self.memory], [m[-each:] for m in self.memory]
-            for j in range(num_old, num_old + num_new):
-                mine = new[self.train.labels[new] == j]
-                pick = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))[:each]]
-                held_out.append(pick)
-                new = new[~torch.isin(new, pick)]
+        if arm.correct == "bias":
+            kept, new, held_out = self._hold_out(new)
         data = self.train.subset(torch.cat([new, *kept]))
         cached = data if self.options["augment"] is None else None
         objective = PhaseObjective(arm, teacher, num_old, num_new, self.correction, cached)
@@ -269,13 +291,27 @@ class _Learner:
                 model.head.freeze_old_rows()
         model.num_classes += num_new
 
-    def choose_exemplars(self, new: Tensor) -> None:
-        """Herd those of the new classes, whose images are at the places `new`."""
+    def _hold_out(self, new: Tensor) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """For BiC: exemplars and new images to train on, and as many images of each old and new class held out.
+
+        That many: a tenth of the exemplars of a class, or of the images of the smallest class if it has fewer.
+        """
+        labels, seed = self.train.labels[new], self.options["seed"]
+        by_class = [new[labels == j] for j in labels.unique()]
+        each = max(1, min(map(len, self.memory + by_class)) // 10)
+        kept, held_out = [m[:-each] for m in self.memory], [m[-each:] for m in self.memory]
+        for mine in by_class:
+            held_out.append(mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(seed))[:each]])
+        return kept, new[~torch.isin(new, torch.cat(held_out))], held_out
+
+    def choose_exemplars(self, new: Tensor, quota: int | None) -> None:
+        """Keep the first `quota` of each old class, and herd as many of each new one; `new`: places of its images."""
+        self.memory = [mine[:quota] for mine in self.memory]
         features, labels = extract_features(self.model, self.train.subset(new)), self.train.labels[new]
         for j in labels.unique():
             mine = (labels == j).nonzero()[:, 0]
-            if self.exemplars is not None:
-                mine = mine[herding(features[mine], min(self.exemplars, len(mine)))]
+            if quota is not None:
+                mine = mine[herding(features[mine], min(quota, len(mine)))]
             self.memory.append(new[mine])
 
     def fine_tune(self, teacher: ImageClassifier, num_new: int) -> None:

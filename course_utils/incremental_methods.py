@@ -97,6 +97,10 @@ class BiasCorrection:
 
     `fit()` learns the two numbers on held-out images with as many of old as of new classes, by cross-entropy plus
     0.05 beta^2. Two numbers, a convex problem: solved to the end by L-BFGS instead of epochs of SGD.
+
+    Differs from the released code in: `run_incremental()` holds exemplars of old classes out of this phase only, so
+    most were trained on when their class was new. There they are set aside before the first training, the base phase
+    included; here all methods share one base, which has seen all its images.
     """
 
     def __init__(self, num_old: int, num_new: int, alpha: float = 1.0, beta: float = 0.0):

@@ -16,6 +16,7 @@ Everything that is chosen (tau, the number of epochs of a new head) is chosen by
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -246,10 +247,19 @@ def _with_epochs(cached: Cached, heads: Mapping[int, nn.Module]) -> Finished:
     return Finished(heads[chosen], {"epochs": chosen}, sum(heads) * len(cached.setting.train))
 
 
-def adjust(cached: Cached) -> Finished:
-    """z_j - log(n_j / N): Menon et al. 2021, equation 9 with tau = 1."""
+def adjust(cached: Cached, tau: float = 1.0) -> Finished:
+    """z_j - tau log(n_j / N): Menon et al. 2021, equation 9.
+
+    tau 0 changes nothing, and 1 is right if softmax of z is right for the training shares; networks that are too sure
+    can want more: `partial(adjust, tau=1.5)` in a `Method` of your own.
+
+    Raises:
+        ValueError: tau below 0 or not a finite number.
+    """
+    require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
     old, counts = cached.model.head, cached.setting.train.counts
-    return Finished(linear(old.weight, old.bias - (counts / counts.sum()).log()))
+    # z_j - tau log(n_j / N)   (Menon et al. 2021, equation 9)
+    return Finished(linear(old.weight, old.bias - tau * (counts / counts.sum()).log()))
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

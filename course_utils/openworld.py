@@ -161,9 +161,10 @@ class DiscriminativeCentroidLoss(nn.Module):
     Args:
         margin: a squared distance, above 0. repel_weight: at least 0.
 
-    Differs from the released code in: the gradient of both halves reaches the centroids, with the weight of the loss
-    (there, by a gradient written by hand, attraction of the centroids ignores it). As there, the mean of the repelling
-    half divides by B K although the B own pairs are left out.
+    Differs from the released code in: the centroids get the true gradient of both halves, times the weight of the
+    loss. There, attraction moves centroid k by a gradient written by hand, which ignores that weight and is divided by
+    1 + n_k, for n_k images of class k in the batch. As there, the mean of the repelling half divides by B K although
+    the B own pairs are left out.
     """
 
     def __init__(self, margin: float = 10.0, repel_weight: float = 0.01, pairwise: bool = False):
@@ -250,8 +251,11 @@ def second_stage(
     Raises:
         ValueError: an unknown part, a selector without memory, or a class without images.
 
-    Differs from the released code in: one learning rate for all parts (there, the backbone's is a tenth); no weight
-    decay of the memory, which would pull centroids to 0.
+    Differs from the released code in: one learning rate for all parts (there, on ImageNet-LT, a tenth of it for the
+    backbone and the centroids); no weight decay of the memory, which would pull centroids to 0; `centroid_weight` is
+    0.1, there 0.01; a hinge for each pair with a measured margin, there one for the batch with margin 10; no new layer.
+    There, on ImageNet-LT, features pass a linear layer and ReLU (`fc_add`) that stage 1 did not have, so the first
+    centroids are means of features behind random weights.
     """
     for part in sorted(parts or ()):
         require(part in PARTS, "parts", repr(part), ", ".join(PARTS))

@@ -242,7 +242,11 @@ def switch_epoch(epochs: int, at: float = 0.8) -> int:
 
 
 class DeferredResampler(EpochSampler):
-    """Deferred re-sampling (DRS): every image once in an epoch before the switch, class-balanced from there on."""
+    """Deferred re-sampling (DRS): every image once in an epoch before the switch, class-balanced from there on.
+
+    Differs from the released code of Cao et al. 2019, which draws with replacement and p_j ~ n_j / (1 - 0.9999^n_j):
+    balanced for classes of some hundred images, while one of 5,000 comes 1.3 times as often as one of 5.
+    """
 
     def __init__(self, labels: Tensor, epochs: int, *, at: float = 0.8, num_samples: int | None = None, seed: int = 0):
         super().__init__(labels, num_samples=num_samples, seed=seed)

@@ -108,7 +108,11 @@ class Batches:
 
 
 def cosine_schedule(epoch: int, epochs: int) -> float:
-    """Factor of the learning rate in `epoch` (0-based) of `epochs`: 1 at the start, close to 0 at the end."""
+    """Factor of the learning rate in `epoch` (0-based) of `epochs`: 1 at the start, close to 0 at the end.
+
+    Differs from the released code of Kang et al. 2020, which steps before each epoch: with today's torch it starts one
+    step further on, and its last epoch has rate 0.
+    """
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 

@@ -302,6 +302,100 @@ def test_bic_holds_out_a_tenth_of_the_exemplars_and_as_many_new_images_and_never
     assert [labels.bincount().tolist() for labels in corrected] == [[2] * 4, [2] * 6]
 
 
+def uneven(counts):
+    """Eight classes with so many images each, and a base for the first four."""
+    labels = torch.arange(8).repeat_interleave(torch.tensor(counts))
+    images = torch.randint(256, (len(labels), 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    data = LabeledImages(images.to(torch.uint8), labels, tuple("abcdefgh"))
+    start = train_base("linear", data.only("abcd"), network=SMALL, epochs=1, augment=None)
+    return {"phases": ["abcd", "efgh"], "train": data, "test": data, "base": start, "epochs": 1}
+
+
+LONG_TAIL = 300, 200, 100, 50, 25, 12, 8, 5
+
+
+@pytest.mark.parametrize(
+    ("counts", "exemplars", "trained", "held_out"),
+    [
+        (LONG_TAIL, None, [299, 199, 99, 49, 24, 11, 7, 4], [1] * 8),
+        (LONG_TAIL[::-1], None, [4, 7, 11, 24, 49, 99, 199, 299], [1] * 8),
+        ((90, 80, 70, 60, 50, 40, 30, 25), None, [88, 78, 68, 58, 48, 38, 28, 23], [2] * 8),
+        ((2,) * 8, None, [1] * 8, [1] * 8),
+        ((30, 3, 30, 30, 30, 30, 2, 30), 20, [19, 2, 19, 19, 29, 29, 1, 29], [1] * 8),
+        ((60,) * 8, 40, [36] * 4 + [56] * 4, [4] * 8),
+    ],
+)
+def test_bic_trains_on_every_class_and_holds_out_equally_many_of_each(
+    monkeypatch, counts, exemplars, trained, held_out
+):
+    options = uneven(counts)
+    fits, corrected = spy_on(monkeypatch, "fit"), []
+    monkeypatch.setattr(BiasCorrection, "fit", lambda self, logits, labels: corrected.append(labels) or self)
+    run("BiC", exemplars=exemplars, **options)
+    assert fits[0][0][1].counts.tolist() == trained
+    assert corrected[0].bincount().tolist() == held_out
+
+
+def test_bic_refuses_a_class_with_one_image(monkeypatch):
+    options = uneven((9, 9, 9, 9, 9, 9, 1, 9))
+    with pytest.raises(
+        ValueError, match="train: got one image of class 'g'; allowed: at least 2 of each class for BiC"
+    ):
+        run("BiC", exemplars=None, **options)
+    fits = spy_on(monkeypatch, "fit")
+    run("replay", exemplars=None, **options)
+    assert fits[0][0][1].counts[6] == 1
+
+
+# ---- a memory that is limited in total -------------------------------------------------------------------------------
+
+
+def test_a_total_memory_keeps_the_first_exemplars_of_each_class(monkeypatch):
+    """31 images for 2, 4, then 6 classes: 15, 7 and 5 of each; class d has 6 images, so its list is never cut to 7."""
+    sixth_d = (TRAIN.labels == 3).nonzero()[5, 0]
+    train = only_some((TRAIN.labels != 3) | (torch.arange(len(TRAIN)) <= sixth_d))
+    stored = []
+    monkeypatch.setattr(
+        incremental._Learner,
+        "choose_exemplars",
+        lambda self, *args, choose=incremental._Learner.choose_exemplars: (
+            choose(self, *args) or stored.append(list(self.memory))
+        ),
+    )
+    fits = spy_on(monkeypatch, "fit")
+    _, models = models_of("cosine", train=train, exemplars=..., memory=31)
+    assert [[len(mine) for mine in memory] for memory in stored] == [[15] * 2, [7] * 3 + [6], [5] * 6]
+    assert [args[1].counts.tolist() for args, *_ in fits] == [[15] * 2 + [30, 6, 0, 0], [7] * 3 + [6] + [30] * 2]
+    for phase, memory in enumerate(stored):
+        assert sum(map(len, memory)) <= 31
+        for j, places in enumerate(memory):
+            mine = (train.labels == j).nonzero()[:, 0]
+            features = extract_features(models[j // 2], train.subset(mine))
+            quota = min(len(mine), 31 // (2 * phase + 2))
+            assert places.tolist() == [mine[i].item() for i in slow_herding(features, quota)]
+
+
+def test_a_total_memory_is_what_nme_and_fine_tuning_read(monkeypatch):
+    fits = spy_on(monkeypatch, "fit")
+    means = spy_on(monkeypatch, "nearest_mean")
+    run("LUCIR + fine-tuning", exemplars=..., memory=31)
+    assert [args[1].counts.tolist() for args, *_ in fits[1::2]] == [[7] * 4 + [0] * 2, [5] * 6]
+    assert [args[2].bincount().tolist() for args, *_ in means] == [[15] * 2, [7] * 4, [5] * 6]
+
+
+def test_a_memory_without_a_remainder_in_the_end_is_not_the_same_as_exemplars():
+    """Six classes of 5 in the end, but 15 of each of the two classes at first."""
+    many, few = run(exemplars=..., memory=30), run(exemplars=5)
+    assert not same(many.model, few.model)
+    assert run(exemplars=..., memory=10**6).phases == run(exemplars=..., memory=180).phases
+
+
+def test_twenty_exemplars_are_the_default(monkeypatch):
+    fits = spy_on(monkeypatch, "fit")
+    run(exemplars=...)
+    assert [args[1].counts.tolist() for args, *_ in fits] == [[20, 20, 30, 30, 0, 0], [20] * 4 + [30] * 2]
+
+
 def test_what_is_measured_agrees_with_slow_references():
     result, models = models_of("LUCIR", oracle=True, epochs=3)
     table = torch.full((3, 3), math.nan)
@@ -540,6 +634,18 @@ def only_some(keep):
     [
         ({"exemplars": 0}, r"exemplars: got 0; allowed: at least 1 .*, or None"),
         ({"exemplars": -3}, "exemplars: got -3"),
+        ({"exemplars": 2.5}, "exemplars: got 2.5; allowed: .* whole, or None"),
+        ({"memory": 30}, "exemplars, memory: got 5, 30; allowed: one of the two"),
+        ({"exemplars": None, "memory": 30}, "exemplars, memory: got None, 30; allowed: one of the two"),
+        (
+            {"exemplars": ..., "memory": 5},
+            "memory: got 5; allowed: a whole number of at least 6: 1 for each of 6 classes",
+        ),
+        ({"exemplars": ..., "memory": 31.5}, "memory: got 31.5; allowed: a whole number of at least 6"),
+        (
+            {"arm": "BiC", "exemplars": ..., "memory": 59},
+            "memory: got 59; allowed: a whole number of at least 60: 10 for each of 6",
+        ),
         ({"arm": "BiC", "exemplars": 9}, "exemplars: got 9; allowed: at least 1 .10 for BiC"),
         ({"phases": ["abcdef"]}, "phases: got 1; allowed: at least 2"),
         ({"phases": ["ab", "", "cd"]}, r"phases: got \[\] as phase 1; allowed: at least one class, none seen before"),

@@ -1,6 +1,7 @@
 """methods.py: every method does something, within one budget, and chooses on validation images only."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from course_utils.methods import (
     Method,
     Setting,
     Stage,
+    adjust,
     all_logits,
     choose_tau,
     linear,
@@ -166,6 +168,22 @@ def test_logit_adjustment_takes_the_log_of_the_share_away(all_trained):
     plain, adjusted = (all_trained[name].logits(TEST) for name in ("cross-entropy", "logit adjustment"))
     shares = torch.tensor([n / sum(COUNTS) for n in COUNTS])
     assert torch.allclose(adjusted, plain - shares.log(), atol=1e-5)
+
+
+@pytest.mark.parametrize("tau", [0, 0.5, 1, 1.7])
+def test_tau_says_how_much_of_the_log_logit_adjustment_takes(all_trained, tau, monkeypatch):
+    monkeypatch.setitem(METHODS, "my own", Method("a test", "05", ("counts",), finish=partial(adjust, tau=tau)))
+    plain, own = all_trained["cross-entropy"].logits(TEST), train_method("my own", TRAIN, **OPTIONS).logits(TEST)
+    want = [[z - tau * math.log(n / sum(COUNTS)) for z, n in zip(row, COUNTS, strict=True)] for row in plain.tolist()]
+    assert torch.allclose(own, torch.tensor(want), atol=1e-5)
+    assert torch.equal(own, plain) == (tau == 0)
+
+
+@pytest.mark.parametrize("tau", [-0.1, math.inf, math.nan])
+def test_a_tau_that_cannot_be_is_refused(tau):
+    cached = Cached(SmallCNN(3), Setting(train=TRAIN), torch.zeros(91, 8))
+    with pytest.raises(ValueError, match=f"tau: got {tau}; allowed: a finite number of at least 0"):
+        adjust(cached, tau)
 
 
 def test_softmax_of_ldam_has_the_scale_of_its_loss(all_trained):
