@@ -14,6 +14,7 @@ from PIL import Image
 
 from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
+from course_utils.classroom.pictures.nb04 import accuracy_table
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
 from course_utils.metrics import paired_interval
@@ -73,6 +74,19 @@ def test_a_difference_is_drawn_with_its_interval_and_hollow_if_it_is_a_tie(axes)
         assert mean.get_xdata() == pytest.approx([np.mean(values)]) and interval.get_color() == mean.get_color()
     assert clear[2].get_color() == clear[2].get_markerfacecolor() != tie[2].get_color()
     assert tie[2].get_markerfacecolor() == "white" and [line.get_marker() for line in rest] == [".", "."]
+
+
+def test_the_accuracy_table_frames_the_pick_of_validation_and_marks_its_ties(axes):
+    test = [[[80, 82, 84], [81, 83, 85.1], [90, 91, 92]], [[79, 83, 86], [70, 71, 72], [80, 82, 84]]]
+    validation = np.zeros((2, 3, 1))
+    validation[0, 0] = 1  # not the best on test images
+    accuracy_table(axes, test, validation, ["a", "b"], ["x", "y", "z"])
+    said = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
+    assert said[0, 0] == "82.0 ± 2.0" and said[0, 2] == "91.0 ± 1.0" and said[1, 1] == "71.0 ± 1.0"
+    # of the differences, [-1, -1, -1.1] are clear of 0, [1, -1, -2] and [0, 0, 0] are not
+    assert {place for place, text in said.items() if text.endswith(" =")} == {(1, 0), (1, 2)}
+    (frame,) = axes.patches
+    assert frame.get_x() < 0 < frame.get_x() + frame.get_width() < 1 and frame.get_y() < 0 < frame.get_y() + 0.9 < 1
 
 
 def test_group_legend_has_colour_and_marker(axes):

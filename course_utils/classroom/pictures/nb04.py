@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ...decoupling import tau_normalize
-from ...metrics import confusion_matrix, per_class_accuracy, shot_accuracy
+from ...metrics import confusion_matrix, paired_interval, per_class_accuracy, shot_accuracy
 from ...sampling import EpochSampler
 from .. import figures
-from ..figures import ABOVE, CENTERED, Counts, Names, halo, picture
+from ..figures import ABOVE, CENTERED, VERMILLION, Counts, Names, halo, picture
+
+Fields = Sequence[Sequence[Sequence[float]]]  # rows, columns, seeds
 
 
 @picture
@@ -47,15 +50,19 @@ def sampler_picture(figure: Figure, samplers: Mapping[str, EpochSampler], counts
     return update
 
 
-def accuracy_table(axes: Axes, values: Sequence[Sequence[tuple[float, float]]], rows: Names, columns: Names) -> Axes:
-    """A table of accuracies in %, (mean, standard deviation) in every field, as a heat map with a scale of its own:
-    the darkest field is the largest mean, white is 25 points below it, or less."""
-    means = np.array([[mean for mean, _ in line] for line in values])
+def accuracy_table(axes: Axes, values: Fields, validation: Fields, rows: Names, columns: Names) -> Axes:
+    """Test accuracies in % of all seeds, in every field of a table, as a heat map of their means with a scale of its
+    own: the darkest field is the largest, white is 25 points below it, or less. Framed is the field with the best mean
+    of `validation`; "=" marks those that tie with it, seed by seed."""
+    means, spreads = np.mean(values, -1), np.std(values, -1, ddof=1)
     axes.imshow(means, cmap="Blues", vmin=means.max() - 25, vmax=means.max() + 5, aspect="auto")
-    for i, line in enumerate(values):
-        for j, (mean, spread) in enumerate(line):
-            color = "white" if mean > means.max() - 8 else "black"
-            axes.text(j, i, f"{mean:.1f} ± {spread:.1f}", fontsize=8, color=color, **CENTERED)
+    best = np.unravel_index(np.mean(validation, -1).argmax(), means.shape)
+    axes.add_patch(Rectangle((best[1] - 0.47, best[0] - 0.45), 0.94, 0.9, fill=False, color=VERMILLION, linewidth=2))
+    for i, j in np.ndindex(means.shape):
+        low, high = paired_interval(np.subtract(values[best[0]][best[1]], values[i][j]))
+        tie = " =" if low <= 0 <= high and (i, j) != best else ""
+        color = "white" if means[i, j] > means.max() - 8 else "black"
+        axes.text(j, i, f"{means[i, j]:.1f} ± {spreads[i, j]:.1f}{tie}", fontsize=8, color=color, **CENTERED)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     return figures.bare(axes)
