@@ -10,6 +10,7 @@ import copy
 import inspect
 import math
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -349,7 +350,14 @@ def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[st
     }
     for name, part in parts.items():
         found |= describe(name, part, weights | set(map(id, model.modules())))
-    return found | describe("network", model, weights)
+    layers = {name: {"type": type(m).__name__} | _plain(m) for name, m in model.named_modules()}
+    return found | describe("network", layers)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Numbers, names and functions that a layer was made with: what the shapes of its weights do not show."""
+    kinds = bool | int | float | str | tuple | types.FunctionType
+    return {k: v for k, v in vars(module).items() if isinstance(v, kinds) and k != "training"}
 
 
 def _name(part) -> str:
