@@ -13,7 +13,7 @@ Import a name from the file that defines it: `from course_utils.losses import LD
     incremental_methods   LUCIR, iCaRL, BiC and WA as small choices (Arm), and the loss of a phase
     incremental           classes that arrive in phases: exemplars, herding, run_incremental()
     openworld             OLTR: memory, attention, centroid loss; known against unknown
-    methods               every method for one long-tailed training set, under one budget
+    methods               METHODS: every method for one long-tailed training set, in stages, under one budget
 
 and behind them the machinery:
 

@@ -1,8 +1,8 @@
 """Every method of the course for one long-tailed training set, under one budget: `METHODS` and `train_method()`.
 
 A method either trains the network itself, with a loss, a sampler or a head of its own (from a `Setting` to a `Stage`),
-or gives a network that is trained already another head (from `Cached` features to `Finished`). Both kinds are one line
-in the table `METHODS`; `train_methods()` trains several at once, and those that start from one training share it.
+or gives a network that is trained already another head (from `CachedFeatures` to `Finished`). Both kinds are one line in
+the table `METHODS`; `train_methods()` trains several at once, and those that start from one training share it.
 
 The budget rule. Every method of a comparison sends the same number of training images forward and backward through
 the backbone: epochs * N, for a training set of N images. A sampler that repeats rare images shows fewer of the others;
@@ -156,16 +156,16 @@ def unit_cosine(in_features: int, num_classes: int) -> CosineClassifier:
     return CosineClassifier(in_features, num_classes, scale=1.0, learn_scale=False, unit_rows=True)
 
 
-square_root = recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed))
-class_balanced = recipe(sampler=lambda s: ClassBalancedSampler(s.train.labels, seed=s.seed))
-progressive = recipe(sampler=lambda s: ProgressivelyBalancedSampler(s.train.labels, epochs=s.epochs, seed=s.seed))
-re_weighting = recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weights(s.counts)))
-effective = recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99)))
-focal = recipe(loss=lambda s: FocalLoss(2.0))
-cosine = recipe(head=CosineClassifier)
-ldam = recipe(loss=lambda s: LDAMLoss(s.counts, scale=LDAM_SCALE), head=unit_cosine)
-drw = recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss))
-ldam_drw = recipe(loss=lambda s: deferred(s, partial(LDAMLoss, s.counts, scale=LDAM_SCALE)), head=unit_cosine)
+_square_root = recipe(sampler=lambda s: SquareRootSampler(s.train.labels, seed=s.seed))
+_class_balanced = recipe(sampler=lambda s: ClassBalancedSampler(s.train.labels, seed=s.seed))
+_progressive = recipe(sampler=lambda s: ProgressivelyBalancedSampler(s.train.labels, epochs=s.epochs, seed=s.seed))
+_re_weighting = recipe(loss=lambda s: nn.CrossEntropyLoss(inverse_frequency_weights(s.counts)))
+_effective = recipe(loss=lambda s: nn.CrossEntropyLoss(effective_number_weights(s.counts, 0.99)))
+_focal = recipe(loss=lambda s: FocalLoss(2.0))
+_cosine = recipe(head=CosineClassifier)
+_ldam = recipe(loss=lambda s: LDAMLoss(s.counts, scale=LDAM_SCALE), head=unit_cosine)
+_drw = recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss))
+_ldam_drw = recipe(loss=lambda s: deferred(s, partial(LDAMLoss, s.counts, scale=LDAM_SCALE)), head=unit_cosine)
 
 
 def oltr(setting: Setting) -> Stage:
@@ -182,7 +182,7 @@ def oltr(setting: Setting) -> Stage:
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedFeatures:
     """A trained network and its features of the training and the validation images of the setting."""
 
     model: ImageClassifier
@@ -210,27 +210,27 @@ class Finished:
     head_images: int = 0
 
 
-def choose_tau(cached: Cached) -> Finished:
+def choose_tau(cached: CachedFeatures) -> Finished:
     weight = cached.model.head.weight.detach()
     said = tau_sweep(cached.validation_features, weight, TAUS)
     tau = cached.best_said(dict(zip(TAUS, said, strict=True)))
-    return Finished(linear(tau_normalize(weight, tau)), {"tau": tau})
+    return Finished(linear_head(tau_normalize(weight, tau)), {"tau": tau})
 
 
-def ncm(cached: Cached) -> Finished:
+def ncm(cached: CachedFeatures) -> Finished:
     data = cached.features, cached.setting.train.labels, cached.setting.train.num_classes
     heads = {treatment: NearestClassMean(*data, treatment) for treatment in NearestClassMean.TREATMENTS}
     chosen = cached.best(heads)
     return Finished(heads[chosen], {"treatment": chosen})
 
 
-def crt(cached: Cached) -> Finished:
+def crt(cached: CachedFeatures) -> Finished:
     data = cached.features, cached.setting.train.labels, cached.setting.train.num_classes
     heads = {epochs: retrain_classifier(*data, epochs=epochs, seed=cached.setting.seed) for epochs in HEAD_EPOCHS}
     return _with_epochs(cached, heads)
 
 
-def lws(cached: Cached) -> Finished:
+def lws(cached: CachedFeatures) -> Finished:
     old, train, seed = cached.model.head, cached.setting.train, cached.setting.seed
     heads = {epochs: LearnableWeightScaling(old.weight, old.bias) for epochs in HEAD_EPOCHS}
     for epochs, head in heads.items():
@@ -238,12 +238,12 @@ def lws(cached: Cached) -> Finished:
     return _with_epochs(cached, heads)
 
 
-def _with_epochs(cached: Cached, heads: Mapping[int, nn.Module]) -> Finished:
+def _with_epochs(cached: CachedFeatures, heads: Mapping[int, nn.Module]) -> Finished:
     chosen = cached.best(heads)
     return Finished(heads[chosen], {"epochs": chosen}, sum(heads) * len(cached.setting.train))
 
 
-def adjust(cached: Cached, tau: float = 1.0) -> Finished:
+def adjust(cached: CachedFeatures, tau: float = 1.0) -> Finished:
     """z_j - tau log(n_j / N): Menon et al. 2021, equation 9.
 
     tau 0 changes nothing, and 1 is right if softmax of z is right for the training shares; networks that are too sure
@@ -255,10 +255,10 @@ def adjust(cached: Cached, tau: float = 1.0) -> Finished:
     require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
     old, counts = cached.model.head, cached.setting.train.counts
     # z_j - tau log(n_j / N)   (Menon et al. 2021, equation 9)
-    return Finished(linear(old.weight, old.bias - tau * (counts / counts.sum()).log()))
+    return Finished(linear_head(old.weight, old.bias - tau * (counts / counts.sum()).log()))
 
 
-def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+def linear_head(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     made = {"device": weight.device, "dtype": weight.dtype, "bias": bias is not None}
     head = nn.utils.skip_init(nn.Linear, *weight.T.shape, **made)  # draws no random numbers
     head.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
@@ -281,8 +281,8 @@ class Method:
     """One method: what it does, what it needs to know (keys of `NEEDS`), the notebook that teaches it, and how it runs.
 
     It has either `train`, a training of its own: function (`Setting`) -> `Stage`; or `finish`, which gives the network
-    of the training `after` another head: function (`Cached`) -> `Finished`. Methods with one training in common share
-    it. `probabilities`: whether softmax of its logits was meant as probabilities; if not, calibration is not measured.
+    of the training `after` another head: function (`CachedFeatures`) -> `Finished`. Methods with one training in common
+    share it. `probabilities`: whether softmax of its logits was meant as such; if not, calibration is not measured.
     """
 
     what: str
@@ -298,18 +298,18 @@ _TRAINS, _BOTH = ("training",), ("counts", "training")
 _PICKS, _HEADS = ("validation",), ("counts", "features", "validation")
 METHODS: dict[str, Method] = {
     "cross-entropy": Method("the baseline: every image counts the same", "01", train=recipe()),
-    "square-root sampling": Method("classes drawn with p_j ~ sqrt(n_j)", "04", _BOTH, square_root),
-    "class-balanced sampling": Method("every class drawn equally often", "04", _BOTH, class_balanced),
+    "square-root sampling": Method("classes drawn with p_j ~ sqrt(n_j)", "04", _BOTH, _square_root),
+    "class-balanced sampling": Method("every class drawn equally often", "04", _BOTH, _class_balanced),
     "progressive sampling": Method(
-        "from every image equally often to every class equally often", "04", _BOTH, progressive
+        "from every image equally often to every class equally often", "04", _BOTH, _progressive
     ),
-    "re-weighting": Method("loss times 1 / n_j from the start", "05", _BOTH, re_weighting),
-    "class-balanced loss": Method("loss divided by the effective number of images, beta 0.99", "05", _BOTH, effective),
-    "focal loss": Method("images that are right already count less, gamma 2", "05", _TRAINS, focal),
-    "cosine classifier": Method("logits are cosines times a learned scale", "02", _TRAINS, cosine),
-    "LDAM": Method("a margin for each class, wider for rare ones", "05", _BOTH, ldam),
-    "CE + DRW": Method("cross-entropy, re-weighted late in training", "05", _BOTH, drw),
-    "LDAM + DRW": Method("LDAM, re-weighted late in training", "05", _BOTH, ldam_drw),
+    "re-weighting": Method("loss times 1 / n_j from the start", "05", _BOTH, _re_weighting),
+    "class-balanced loss": Method("loss divided by the effective number of images, beta 0.99", "05", _BOTH, _effective),
+    "focal loss": Method("images that are right already count less, gamma 2", "05", _TRAINS, _focal),
+    "cosine classifier": Method("logits are cosines times a learned scale", "02", _TRAINS, _cosine),
+    "LDAM": Method("a margin for each class, wider for rare ones", "05", _BOTH, _ldam),
+    "CE + DRW": Method("cross-entropy, re-weighted late in training", "05", _BOTH, _drw),
+    "LDAM + DRW": Method("LDAM, re-weighted late in training", "05", _BOTH, _ldam_drw),
     "OLTR memory": Method(
         "two stages; centroids, attention and distance beside the features", "06", (*_BOTH, "memory"), oltr
     ),
@@ -406,7 +406,7 @@ def _finish_all(names: list[str], setting: Setting, stage: Stage, cost: dict[str
     started = time.perf_counter()
     read = {"features": setting.train, "validation": setting.validation}
     features = {need: extract_features(stage.model, data) for need, data in read.items() if data is not None}
-    cached = Cached(stage.model, setting, *features.values())
+    cached = CachedFeatures(stage.model, setting, *features.values())
     shared = time.perf_counter() - started
     done = {}
     for name in names:

@@ -6,6 +6,8 @@ logits. Methods of the course change the head, the loss or the sampler, and leav
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,6 +126,13 @@ class ResNet32(ImageClassifier):
         for module in self.modules() if head is None else self.backbone.modules():  # a given head stays as it is
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+
+
+NETWORKS: dict[str, Callable] = {  # {name: function of one image's shape -> a class, as `methods.Setting` takes it}
+    "MLP": lambda shape: partial(MLP, in_features=shape.numel()),
+    "SmallCNN": lambda shape: partial(SmallCNN, in_channels=shape[0]),
+    "ResNet32": lambda shape: partial(ResNet32, in_channels=shape[0]),
+}
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -12,9 +12,10 @@ from PIL import Image
 from course_utils.data import LabeledImages, set_aside
 from course_utils.experiments import studies
 from course_utils.experiments.command import main, methods, seeds
-from course_utils.experiments.studies import AUGMENTATIONS, NETWORKS, STUDIES, load_splits, run_cell
+from course_utils.experiments.studies import AUGMENTATIONS, STUDIES, load_splits, run_cell
 from course_utils.experiments.tables import TABLES
 from course_utils.methods import METHODS
+from course_utils.networks import NETWORKS
 
 FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
 

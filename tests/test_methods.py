@@ -14,7 +14,7 @@ from course_utils.methods import (
     METHODS,
     NEEDS,
     TAUS,
-    Cached,
+    CachedFeatures,
     Method,
     Setting,
     Stage,
@@ -141,7 +141,7 @@ def test_tau_is_chosen_on_validation_images(wanted):
     said = [(features @ tau_normalize(weight, tau).T).argmax(1) for tau in TAUS]
     validation = LabeledImages(VALIDATION.images, said[TAUS.index(wanted)], CLASSES)
     model, setting = SmallCNN(3, head=linear(weight)), Setting(train=TRAIN, validation=validation)
-    finished = choose_tau(Cached(model, setting, torch.zeros(91, 8), features))
+    finished = choose_tau(CachedFeatures(model, setting, torch.zeros(91, 8), features))
     scores = [balanced_accuracy(guess, validation.labels, 3) for guess in said]
     assert finished.chosen == {"tau": TAUS[scores.index(1.0)]} and (scores[0] < 1 or wanted == 0)
     assert torch.equal(finished.head(features).argmax(1), validation.labels)
@@ -159,7 +159,7 @@ def test_what_was_chosen_is_kept(all_trained):
 
 def test_best_takes_the_first_of_equal_heads():
     setting = Setting(train=TRAIN, validation=VALIDATION)
-    cached = Cached(None, setting, torch.zeros(91, 3), torch.eye(3)[VALIDATION.labels])
+    cached = CachedFeatures(None, setting, torch.zeros(91, 3), torch.eye(3)[VALIDATION.labels])
     heads = {"wrong": lambda f: -f, "first": lambda f: f, "second": lambda f: 2 * f}
     assert cached.best(heads) == "first"
 
@@ -181,7 +181,7 @@ def test_tau_says_how_much_of_the_log_logit_adjustment_takes(all_trained, tau, m
 
 @pytest.mark.parametrize("tau", [-0.1, math.inf, math.nan])
 def test_a_tau_that_cannot_be_is_refused(tau):
-    cached = Cached(SmallCNN(3), Setting(train=TRAIN), torch.zeros(91, 8))
+    cached = CachedFeatures(SmallCNN(3), Setting(train=TRAIN), torch.zeros(91, 8))
     with pytest.raises(ValueError, match=f"tau: got {tau}; allowed: a finite number of at least 0"):
         adjust(cached, tau)
 

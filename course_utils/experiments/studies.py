@@ -35,7 +35,7 @@ from ..data import (
 from ..files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
-from ..networks import MLP, ResNet32, SmallCNN
+from ..networks import NETWORKS
 from ..runtime import choose_device, digest, located, require
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
 from .cells import differences, plain
@@ -50,11 +50,6 @@ def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip}
-NETWORKS = {
-    "MLP": lambda shape: partial(MLP, in_features=shape.numel()),
-    "SmallCNN": lambda shape: partial(SmallCNN, in_channels=shape[0]),
-    "ResNet32": lambda shape: partial(ResNet32, in_channels=shape[0]),
-}
 
 
 CHOICES = {
