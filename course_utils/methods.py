@@ -1,7 +1,7 @@
 """Every method of the course for one long-tailed training set, under one budget: `METHODS` and `train_method()`.
 
 A method either trains the network itself, with a loss, a sampler or a head of its own (from a `Setting` to a `Stage`),
-or gives a network that is trained already another head (from `CachedFeatures` to `Finished`). Both kinds are one line in
+or gives a network that is trained already another head (from `CachedFeatures` to `Finished`). Both kinds are a line in
 the table `METHODS`; `train_methods()` trains several at once, and those that start from one training share it.
 
 The budget rule. Every method of a comparison sends the same number of training images forward and backward through
