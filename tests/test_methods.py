@@ -21,7 +21,7 @@ from course_utils.methods import (
     adjust,
     all_logits,
     choose_tau,
-    linear,
+    linear_head,
     run_fit,
     train_method,
     train_methods,
@@ -140,7 +140,7 @@ def test_tau_is_chosen_on_validation_images(wanted):
     features = torch.randn(60, 8, generator=generator)
     said = [(features @ tau_normalize(weight, tau).T).argmax(1) for tau in TAUS]
     validation = LabeledImages(VALIDATION.images, said[TAUS.index(wanted)], CLASSES)
-    model, setting = SmallCNN(3, head=linear(weight)), Setting(train=TRAIN, validation=validation)
+    model, setting = SmallCNN(3, head=linear_head(weight)), Setting(train=TRAIN, validation=validation)
     finished = choose_tau(CachedFeatures(model, setting, torch.zeros(91, 8), features))
     scores = [balanced_accuracy(guess, validation.labels, 3) for guess in said]
     assert finished.chosen == {"tau": TAUS[scores.index(1.0)]} and (scores[0] < 1 or wanted == 0)
