@@ -232,9 +232,9 @@ def test_herding_does_not_wait_for_each_choice(gpu):
 # ---- notebooks -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", os.environ.get("COURSE_GPU_NOTEBOOKS", "05").split(","))
+@pytest.mark.parametrize("number", os.environ.get("COURSE_GPU_NOTEBOOKS", "06").split(","))
 def test_a_notebook_runs_there(number):
-    """Notebook 05; others when their numbers are in COURSE_GPU_NOTEBOOKS, as "01,02,03" (minutes each)."""
+    """Notebook 06; others when their numbers are in COURSE_GPU_NOTEBOOKS, as "01,02,03" (minutes each)."""
     program = Path(__file__).with_name("notebook_on_gpu.py")
     done = subprocess.run([sys.executable, program, number], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
