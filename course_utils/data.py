@@ -8,6 +8,7 @@ folder of your own images.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,6 +206,8 @@ def load_images(
         "cifar100": read_cifar,
     }
     if isinstance(name, str) and name in readers:
+        if Path(name).is_dir():
+            warnings.warn(f"{name!r} is read from the course; Path({name!r}) is the folder here", stacklevel=2)
         for option, value in (("size", size), ("skip_broken", skip_broken)):
             require(not value, option, f"{value} with {name!r}", "only with a folder of images")
         return LabeledImages(*readers[name](name, split, roots_for(root), download))

@@ -200,7 +200,11 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
             deepest += [pixels.max()] if mode.startswith("I") else []
     if absent := set(range(len(classes))) - set(labels):
         raise ValueError(f"class {list(classes)[min(absent)]!r} of {split} has no readable image")
-    if channels == 3 and not coloured and not any(_file_is_coloured(p) for p in others if heads[p][1] not in GREY):
+    if (
+        channels == 3
+        and not coloured
+        and not any(_file_is_coloured(p, size) for p in others if heads[p][1] not in GREY)
+    ):
         images = images[:, :1].copy()
 
     notes = [f"left out {', '.join(f'{n} {suffix}' for suffix, n in left_out.most_common())}"] if left_out else []
@@ -390,9 +394,9 @@ def _is_coloured(pixels: np.ndarray) -> bool:
     return not (pixels[..., :1] == pixels).all()
 
 
-def _file_is_coloured(path: Path) -> bool:
-    """Whether a file holds colours; a broken one has none."""
+def _file_is_coloured(path: Path, size: int | None) -> bool:
+    """Whether a file holds colours as it is read here; a broken one has none."""
     try:
-        return _is_coloured(_read_picture(path))
+        return _is_coloured(_read_picture(path, size))
     except ValueError:
         return False

@@ -188,6 +188,8 @@ def open_set_f_measure(predictions: Tensor, labels: Tensor, *, older: bool = Fal
     older: as the code was until January 2020, and as the numbers of the paper were computed: a known image that is
     rejected is not counted at all, so precision grows with every rejection.
     """
+    for name, values in (("predictions", predictions), ("labels", labels)):
+        require(values.dtype != torch.uint8, name, values.dtype, "a type that can hold -1, such as int64")
     predictions, labels = _pair(predictions, labels, least=-1)
     known = labels != -1
     true_positive = (known & (predictions == labels)).sum().item()

@@ -10,6 +10,7 @@ import contextlib
 import dis
 import hashlib
 import io
+import logging
 import os
 import random
 import sys
@@ -218,17 +219,20 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settings: dict, history: list) -> None:
+def save_checkpoint(
+    path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict, history: list
+) -> None:
     """Write what `load_checkpoint()` goes on from; `path` None: nothing."""
     if path is not None:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        state["loss"] = loss.state_dict() if isinstance(loss, nn.Module) else {}
         buffer = io.BytesIO()  # torch.save() into a file tells a full disk from other errors by no message
         torch.save(state | {"settings": settings, "digest": digest(describe("", state))}, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settings: dict[str, Any]) -> list:
-    """Bring `model` and `optimizer` to where they were saved and return the history; without a file, [].
+def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict[str, Any]) -> list:
+    """Bring model, optimizer and loss to where they were saved and return the history; without a file, [].
 
     Raises:
         ValueError: the file is no checkpoint or a damaged one, or one of another network or of other settings.
@@ -249,10 +253,12 @@ def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, settin
     if odd:
         raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd[:3])}")
     with _naming(path):
-        found = {name: state[name] for name in ("model", "optimizer", "history")}
+        found = {name: state[name] for name in ("model", "optimizer", "history", "loss")}
         require(digest(describe("", found)) == state["digest"], "digest", "another one", state["digest"])
         optimizer.load_state_dict(state["optimizer"])
         model.load_state_dict(weights)
+        if isinstance(loss, nn.Module):
+            loss.load_state_dict(state["loss"])
     return history
 
 
@@ -287,7 +293,8 @@ def describe(name: str, part: Any, known: frozenset[int] = frozenset()) -> dict[
 
     Plain values as they are, tensors by digest; of a function its code, defaults, and what it uses from around it; of
     an object its class and attributes; the parts of all these in turn. Equal in every process, on every device. Code
-    of packages counts by name alone. Cached properties are left out, and so is what has its id() in `known`.
+    of packages counts by name alone, a module of one file by its text: what was set in it since is not seen. Loggers
+    and cached properties are left out, and so is what has its id() in `known`.
     """
     if isinstance(part, np.generic):
         part = part.item()
@@ -295,8 +302,12 @@ def describe(name: str, part: Any, known: frozenset[int] = frozenset()) -> dict[
         return {name: part}
     if isinstance(part, int | float | str):  # a NaN, which equals nothing; an IntEnum, which a checkpoint cannot hold
         return {name: repr(part)}
-    if id(part) in known or isinstance(part, torch.device):
+    if id(part) in known or isinstance(part, torch.device | logging.Logger):
         return {}
+    if isinstance(part, types.ModuleType):
+        return {name: _source(part)}
+    if isinstance(part, np.random.Generator):
+        return {name: digest(part.bit_generator.state)}
     if isinstance(part, torch.Tensor):
         return {name: f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)} {tensor_digest(part)}"}
     if isinstance(part, np.ndarray):
@@ -351,9 +362,15 @@ def _around(function: types.FunctionType) -> dict[str, Any]:
     if not _in_package(function):
         around = function.__globals__
         used = {key: around[key] for key in sorted(_globals_of(code)) if key in around}
-        found |= {key: one for key, one in used.items() if not isinstance(one, types.ModuleType)}
+        found |= used
         found["code"] = digest(_code(code))
     return found
+
+
+def _source(module: types.ModuleType) -> str:
+    """Of a file of one's own by its contents, of a package by its name."""
+    own = not _in_package(module) and getattr(module, "__file__", None)
+    return digest(Path(own).read_bytes()) if own else module.__name__
 
 
 def _attributes(part: Any) -> dict[str, Any] | None:
@@ -373,7 +390,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 def _in_package(part: Any) -> bool:
     """Whether it comes from Python or a package, whose versions one knows, rather than from a notebook or a script."""
-    name = part.__module__ or ""
+    name = (part.__name__ if isinstance(part, types.ModuleType) else part.__module__) or ""
     package = getattr(sys.modules.get(name), "__package__", None)
     return name != "__main__" and (bool(package) or name.split(".")[0] in sys.stdlib_module_names)
 

@@ -1,7 +1,10 @@
 """Checkpoints of fit() go on with the same training alone: what they compare, what they do not mind, damaged files."""
 
 import enum
+import importlib
 import io
+import itertools
+import logging
 import random
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_training import DATA, accuracy, made, mlp, train, with_batch_norm
@@ -376,3 +380,46 @@ def test_a_changed_weight_is_noticed(tmp_path):
     torch.save(state, path)
     with pytest.raises(ValueError, match=r"run\.pt is not a checkpoint"):
         train(checkpoint=path)
+
+
+class Smoothed(torch.nn.Module):
+    """A loss that remembers: cross-entropy divided by its running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, logits, labels):
+        value = F.cross_entropy(logits, labels)
+        self.mean.lerp_(value.detach(), 0.1)
+        return value / self.mean
+
+
+def test_a_loss_that_remembers_goes_on_where_it_was(tmp_path):
+    def losses(stop=None):
+        model, path = made(mlp, 0), None if stop is None else tmp_path / "run.pt"
+
+        def evaluate(_):
+            if stop is not None and next(seen) == stop:
+                raise KeyboardInterrupt
+            return {}
+
+        seen = itertools.count()
+        return fit(model, DATA, epochs=4, loss=Smoothed(), checkpoint=path, evaluate=evaluate, progress=False)
+
+    with pytest.raises(KeyboardInterrupt):
+        losses(stop=2)
+    again = losses(stop=-1)
+    assert [row["loss"] for row in again] == [row["loss"] for row in losses()]
+
+
+def test_a_generator_and_a_module_of_ones_own_are_compared_and_a_logger_is_not(tmp_path, monkeypatch):
+    assert describe("g", np.random.default_rng(0)) != describe("g", np.random.default_rng(1))
+    assert describe("log", logging.getLogger("mine")) == {}
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for factor in (1, 2):
+        (tmp_path / f"own{factor}.py").write_text(f"FACTOR = {factor}\n")
+        own = importlib.import_module(f"own{factor}")
+        found.append(describe("loss", lambda logits, labels, own=own: own.FACTOR * F.cross_entropy(logits, labels)))
+    assert found[0]["loss.own"] != found[1]["loss.own"]

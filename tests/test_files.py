@@ -516,3 +516,24 @@ def test_a_note_says_whether_a_copy_keeps_the_pixels(tmp_path, suffix, what):
     settings = STUDIES["cifar10-lt"].settings() | {"profile": "as it is"}
     note = load_splits(settings, 0, source=str(tmp_path))[3]
     assert note == f"{what} of cifar10, from an image folder (8 {suffix}); not the published pixels"
+
+
+def test_splits_have_one_number_of_channels_even_where_one_pixel_is_tinted(tmp_path):
+    """Scaling can take a tint away: what counts is the picture as it is read."""
+    for split, count in (("train", 6), ("test", 3)):
+        for i in range(count):
+            pixels = np.full((300 + i % 2, 300, 3), 100 + i, np.uint8)
+            if (split, i) == ("train", 0):
+                pixels[0, 0, 0] += 1
+            path = tmp_path / split / "a" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    shapes = {load_images(tmp_path, split).images.shape[1:] for split in ("train", "test")}
+    assert shapes == {(1, 64, 64)}
+
+
+def test_a_name_of_the_course_that_is_also_a_folder_here_is_told(tmp_path, monkeypatch):
+    written(tmp_path / "letters", UPRIGHT)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match=r"'letters' is read from the course; Path\('letters'\) is the folder here"):
+        assert len(load_images("letters", "test")) > 1000

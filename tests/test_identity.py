@@ -520,3 +520,19 @@ def test_cells_that_changed_places_are_refused():
     shutil.copy(one, other)
     with pytest.raises(ValueError, match=r"cross-entropy-1.json was made with other settings: seed 0 instead of 1"):
         read_study("out")
+
+
+def test_results_do_not_go_among_the_images(monkeypatch, capsys):
+    images = folder("images")
+    assert experiments("run", images, "--out", "images/results") == 2
+    monkeypatch.chdir(images)
+    assert experiments("run", ".") == 2
+    assert capsys.readouterr().err.count("allowed: a folder outside the images") == 2
+    assert sorted(p.name for p in Path().iterdir()) == ["class 0", "class 1"], "nothing is left behind"
+
+
+def test_a_report_names_the_classes_that_have_no_test_image():
+    images = folder("images", counts=(12, 6, 1))
+    assert experiments("run", images) == 0
+    text = write_report(RUNS / "images").read_text(encoding="utf-8")
+    assert "No test image of class 2: no accuracy below says anything about them." in text

@@ -535,3 +535,8 @@ def test_paired_interval_refuses(differences, confidence, message):
 )
 def test_a_difference_is_told_with_its_interval_and_as_a_tie_where_that_holds_0(differences, text):
     assert difference_text(differences) == text
+
+
+def test_f_measure_refuses_a_type_that_cannot_hold_minus_1():
+    with pytest.raises(ValueError, match=r"labels: got torch\.uint8; allowed: a type that can hold -1, such as int64"):
+        open_set_f_measure(torch.tensor([0, 1]), torch.tensor([0, 255], dtype=torch.uint8))

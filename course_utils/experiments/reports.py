@@ -103,6 +103,9 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
     fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
     if fewest < FEW_TO_CHOOSE:
         facts += [f"A class has {fewest} images for choices: what is best on validation images is partly luck here."]
+    shown = next(iter(first["methods"].values()))["per_class"]
+    if untested := [n for n, accuracy in zip(first["data"]["classes"], shown, strict=True) if accuracy is None]:
+        facts += [f"No test image of {', '.join(untested)}: no accuracy below says anything about them."]
     accuracies = [
         f"| {name} | {_accuracies(seeds)} | {_calibration(seeds)} | {_chosen(seeds)} |" for name, seeds in rows.items()
     ]

@@ -54,6 +54,8 @@ def run_study(
         here = located(source).is_dir() or cluster is not None  # else it is on the workers
         require(here, "data", repr(str(source)), "a folder of images")
         source = str(located(source).resolve())  # processes elsewhere may be in another folder
+        outside = not folder.resolve().is_relative_to(source)
+        require(outside, "out", str(folder), "a folder outside the images, which results would be taken for (--out)")
         settings |= {"source": Path(source).name, "files": _ask(cluster, files_of, source)}
     path, checkpoints = folder / "study.json", folder / "checkpoints"
     old = read_json(path) if path.is_file() else {}
