@@ -63,7 +63,8 @@ def each(change):
 HERE = "check-1.1"  # a short cell that prints one line
 SETUP = "the first code cell is not tagged setup and nbval-ignore-output, or has more than 12 lines"
 TRAINS = r"cell \d+ trains: it is not tagged nbval-ignore-output, or nothing is asserted in or after it"
-WIDGET = r"cell \d+: not tagged widget, or no static picture in the code cell before it"
+WIDGET = r"cell \d+: not tagged widget, or its first position is not stored as a picture"
+LIVE = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Sliders: a"}
 TITLE, SECTIONS = (
     "one H1 is wanted, in the first cell; there are [02]",
     "the sections are .*; wanted, in this order: .*",
@@ -80,7 +81,7 @@ DEFECTS = [
     (reading(-1, "## Next", "### Next"), SECTIONS),
     (reading(0, "## Setup", "## Next"), SECTIONS),
     (adding(0, " word" * 2000), r"\d{4} words, 1200 to 2000 are wanted"),
-    (lambda nb: nb.cells.extend([new_markdown_cell("")] * 2), "54 cells, at most 52 are wanted"),
+    (lambda nb: nb.cells.extend([new_markdown_cell("")] * 9), r"\d\d cells, at most 46 are wanted"),
     (reading(-2, "</details>", ""), "4 questions with an answer to unfold, 5 are wanted"),
     (everywhere("guess", "hope"), "no cell tagged predict with guess = None"),
     (lambda nb: first(nb, HERE).update(execution_count=None), r"execution counts are not 1 to \d+: .*"),
@@ -88,6 +89,9 @@ DEFECTS = [
     (lambda nb: nb.metadata.kernelspec.update(name="mine"), "the kernel is not python3, or .*"),
     (printing("stream", text="ha " * 400_000), r"1\.\d MB, at most 1 is wanted"),
     (printing("stream", text="saved in /home/me/runs\n"), r"cell \d+ shows a path of one machine"),
+    (printing("stream", text="ok\n" + "-" * 91), r"cell \d+ prints a line of 91 characters, at most 90 are wanted"),
+    (printing("display_data", data={"text/plain": "Figure: " + "-" * 91}), None),
+    (printing("display_data", data=LIVE), r"cell \d+ keeps a slider that no kernel answers: .*"),
     (printing("stream", name="stderr", text="slow\n"), r"cell \d+ shows an error, a warning or a progress bar"),
     (printing("error", ename="E", evalue="no"), r"cell \d+ shows an error, a warning or a progress bar"),
     (each(lambda cell: [o.metadata.clear() for o in pictures(cell)]), r"cell \d+: a picture without alt text"),
@@ -106,7 +110,8 @@ DEFECTS = [
     (adding(HERE, "\nf'{1}/data'"), None),
     *((tagging(HERE, "", tag), rf"cell \d+ is tagged {tag}") for tag in ("raises-exception", "nbval-skip")),
     (tagging(HERE, "", "claims"), r"cell \d+: the tag machinery or claims and a folded source belong together"),
-    (adding(HERE, "\n" * 20 + "1"), r"cell \d+: \d+ lines of code, at most 20 are wanted"),
+    (adding(HERE, "\n" * 12 + "1"), r"cell \d+: \d+ lines of code, at most 12 are wanted"),
+    (adding(HERE, "\nassert 1"), r"cell \d+: an assert that the reader sees; .*"),
     (everywhere("explore(", "print("), "no widget"),
     (tagging("widget", "widget", ""), WIDGET),
     (each(lambda cell: [cell.outputs.remove(o) for o in pictures(cell)]), WIDGET),
