@@ -245,7 +245,14 @@ def test_a_table_is_shown_as_html_and_as_text(monkeypatch):
         ["cosine", "20"],
         ["three", "seeds", "&", "more"],
     ]
-    for part in ("<th>few, %</th>", "<td>1.5 ± 0.2</td>", "linear &lt;b&gt;", "<em>three seeds &amp; more</em>"):
+    assert data["text/plain"].splitlines()[2].startswith("cosine   ")
+    for part in (
+        '<td style="text-align: left;">cosine</td>',
+        "<th>few, %</th>",
+        "<td>1.5 ± 0.2</td>",
+        "linear &lt;b&gt;",
+        "<em>three seeds &amp; more</em>",
+    ):
         assert part in data["text/html"]
 
 

@@ -105,7 +105,12 @@ def show_table(rows: Sequence[Mapping[str, str | int]], note: str = "") -> None:
     for k, row in enumerate(rows):
         require(list(row) == columns, f"rows[{k}]", list(row), f"the columns {columns}")
     frame = pandas.DataFrame(list(rows)).astype(str)
-    page = frame.to_html(index=False, border=0) + (f"\n<p><em>{html.escape(note)}</em></p>" if note else "")
+    page = frame.to_html(index=False, border=0).replace(
+        "<tr>\n      <td>", '<tr>\n      <td style="text-align: left;">'
+    )
+    page += f"\n<p><em>{html.escape(note)}</em></p>" if note else ""
+    first = frame[columns[0]]
+    frame[columns[0]] = first.str.ljust(first.str.len().max())  # names begin at the left, numbers end at the right
     display({"text/html": page, "text/plain": frame.to_string(index=False) + f"\n{note}".rstrip()}, raw=True)
 
 
