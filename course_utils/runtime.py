@@ -220,46 +220,65 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
 
 
 def save_checkpoint(
-    path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict, history: list
+    path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict, history: list, start: dict
 ) -> None:
-    """Write what `load_checkpoint()` goes on from; `path` None: nothing."""
+    """Write what `load_checkpoint()` goes on from, which gave `start`; `path` None: nothing."""
     if path is not None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "start": start}
         state["loss"] = loss.state_dict() if isinstance(loss, nn.Module) else {}
         buffer = io.BytesIO()  # torch.save() into a file tells a full disk from other errors by no message
         torch.save(state | {"settings": settings, "digest": digest(describe("", state))}, buffer)
         write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
-def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict[str, Any]) -> list:
-    """Bring model, optimizer and loss to where they were saved and return the history; without a file, [].
+def load_checkpoint(
+    path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict[str, Any]
+) -> tuple[list, dict[str, str]]:
+    """Bring model, optimizer and loss to where they were saved; without a file they stay.
+
+    Returns:
+        The history, and {name: digest} of the weights that the training started from.
 
     Raises:
-        ValueError: the file is no checkpoint or a damaged one, or one of another network or of other settings.
+        ValueError: the file is no checkpoint or a damaged one, or one of another network, of other settings, or of
+            another start: the model has neither the weights that the training began with nor those that were saved.
     """
-    if path is None or not located(path).exists():
-        return []
-    path = located(path)
+    if path is None:
+        return [], {}
+    path, mine = located(path), model.state_dict()
+    start = {k: tensor_digest(v) for k, v in mine.items() if isinstance(v, torch.Tensor)}
+    if not path.exists():
+        return [], start
     with _naming(path):  # on the CPU: load_state_dict() knows what belongs elsewhere
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights, history = state["model"], state["history"]
-        theirs = {k: v.shape for k, v in weights.items()}
+        shapes = [{k: getattr(v, "shape", None) for k, v in one.items()} for one in (weights, mine)]
         pairs = {k: (state["settings"].get(k), settings.get(k)) for k in state["settings"] | settings}
         odd = [f"{k}={old} instead of {new}" for k, (old, new) in pairs.items() if old != new]
-    mine = {k: v.shape for k, v in model.state_dict().items()}
-    if theirs != mine:
-        names = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
+    if names := _differing(*shapes):
         raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(names[:3])}")
     if odd:
         raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd[:3])}")
     with _naming(path):
-        found = {name: state[name] for name in ("model", "optimizer", "history", "loss")}
+        found = {name: state[name] for name in ("model", "optimizer", "history", "start", "loss")}
         require(digest(describe("", found)) == state["digest"], "digest", "another one", state["digest"])
+        saved = {k: tensor_digest(v) for k, v in weights.items() if isinstance(v, torch.Tensor)}
+        names = _differing(state["start"], start)
+    if names and start != saved:
+        which = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        way = "make the model as for that training (the same seed and first weights), or name another file"
+        raise ValueError(f"checkpoint: {path} began with other weights than this model has, in {which}; {way}")
+    with _naming(path):
         optimizer.load_state_dict(state["optimizer"])
         model.load_state_dict(weights)
         if isinstance(loss, nn.Module):
             loss.load_state_dict(state["loss"])
-    return history
+    return history, state["start"]
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The names under which they have different values, or one has none."""
+    return [name for name in sorted({**one, **other}) if one.get(name, "") != other.get(name, "")]
 
 
 @contextlib.contextmanager

@@ -245,7 +245,7 @@ def fit(
         checkpoint: file written after every epoch. If it exists, training goes on where it stopped, and ends with the
             same numbers as an uninterrupted run on the same device. It remembers the images, and of every part all
             numbers, tensors and functions inside (`runtime.describe()`), so that no other training goes on from it.
-            Its weights replace those of `model`, wherever these started: give each start a file of its own.
+            Its weights replace those of `model`, which must be those that the training began with, or those saved.
         progress: show a bar if training takes more than two seconds.
 
     Returns:
@@ -253,7 +253,7 @@ def fit(
 
     Raises:
         ValueError: an argument out of range, model and data on different devices, or a checkpoint that another
-            network or other settings wrote.
+            network, other settings or other first weights wrote.
         FloatingPointError: the loss became NaN or infinite.
     """
     _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler)
@@ -265,7 +265,7 @@ def fit(
     parts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
     parts |= {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
     settings = {} if checkpoint is None else _settings(model, train, updates, groups, parts)
-    history: History = load_checkpoint(checkpoint, model, updates, loss, settings)
+    history, start = load_checkpoint(checkpoint, model, updates, loss, settings)
 
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
     bar = progress_bar(epochs, "epoch", done=len(history), delay=2, show=progress)
@@ -281,7 +281,7 @@ def fit(
                 raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
             row = {"epoch": epoch, "lr": rate, "loss": mean_loss, "seconds": time.perf_counter() - started}
             history.append(row | {k: float(v) for k, v in (evaluate(model) if evaluate else {}).items()})
-            save_checkpoint(checkpoint, model, updates, loss, settings, history)
+            save_checkpoint(checkpoint, model, updates, loss, settings, history, start)
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             bar.update()
     return history
