@@ -6,10 +6,12 @@ import io
 import itertools
 import logging
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import types
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +24,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import RandomSampler
 
+from course_utils.checkpoints import describe
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier
 from course_utils.losses import DeferredReweighting, FocalLoss, LDAMLoss
 from course_utils.networks import MLP, ImageClassifier
-from course_utils.runtime import describe, digest
+from course_utils.runtime import digest
 from course_utils.sampling import (
     ClassBalancedSampler,
     DeferredResampler,
@@ -413,13 +416,100 @@ def test_a_loss_that_remembers_goes_on_where_it_was(tmp_path):
     assert [row["loss"] for row in again] == [row["loss"] for row in losses()]
 
 
-def test_a_generator_and_a_module_of_ones_own_are_compared_and_a_logger_is_not(tmp_path, monkeypatch):
+def test_a_generator_is_compared_and_a_logger_is_not():
     assert describe("g", np.random.default_rng(0)) != describe("g", np.random.default_rng(1))
     assert describe("log", logging.getLogger("mine")) == {}
-    monkeypatch.syspath_prepend(tmp_path)
-    found = []
-    for factor in (1, 2):
-        (tmp_path / f"own{factor}.py").write_text(f"FACTOR = {factor}\n")
-        own = importlib.import_module(f"own{factor}")
-        found.append(describe("loss", lambda logits, labels, own=own: own.FACTOR * F.cross_entropy(logits, labels)))
-    assert found[0]["loss.own"] != found[1]["loss.own"]
+
+
+# ---- code of one's own -----------------------------------------------------------------------------------------------
+
+FILES = {
+    "own.py": "FACTOR = 1\ndef loss(z, y): return FACTOR * F.cross_entropy(z, y)",
+    "package/__init__.py": "",
+    "package/losses.py": "FACTOR = 1\ndef loss(z, y): return FACTOR * F.cross_entropy(z, y)",
+    "spread/losses.py": "FACTOR = 1\ndef loss(z, y): return FACTOR * F.cross_entropy(z, y)",  # without __init__.py
+}
+
+
+def own_code(folder, monkeypatch, **changes):
+    """Modules beside a notebook, imported anew."""
+    monkeypatch.syspath_prepend(folder)
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        changed = text
+        for old, new in changes.items():
+            changed = changed.replace(old, new)
+        (folder / name).write_text("from torch.nn import functional as F\n" + changed)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("own", "package", "spread")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    return [importlib.import_module(name) for name in ("own", "package.losses", "spread.losses")]
+
+
+def uses_of(module):
+    """Ways in which a loss of a notebook comes to a number in a module."""
+    around = sys.modules[module.__name__.split(".")[0]]
+    inner = module.__name__.split(".")[1:]
+    space = {"own": around, "module": module, "F": F, "__name__": "__main__"}
+    exec(f"def loss(z, y): return {'.'.join(['own', *inner])}.FACTOR * F.cross_entropy(z, y)", space)
+    return [module.loss, space["loss"], lambda z, y: module.loss(z, y), lambda z, y: module.FACTOR * F.mse_loss(z, y)]
+
+
+@pytest.mark.parametrize("which", range(3), ids=["module", "package", "folder"])
+@pytest.mark.parametrize("way", range(4), ids=["its function", "a global", "its function inside", "around"])
+def test_a_module_of_ones_own_counts_by_its_text_and_by_what_was_set_in_it(which, way, tmp_path, monkeypatch):
+    module = own_code(tmp_path, monkeypatch)[which]
+    before = describe("loss", uses_of(module)[way])
+    assert describe("loss", uses_of(module)[way]) == before
+    module.FACTOR = 2
+    odd = {k for k, v in describe("loss", uses_of(module)[way]).items() if before.get(k) != v}
+    assert odd and all(key.endswith("FACTOR") for key in odd)
+    module = own_code(tmp_path, monkeypatch)[which]
+    assert describe("loss", uses_of(module)[way]) == before, "imported anew"
+    module = own_code(tmp_path, monkeypatch, **{"FACTOR *": "3 * FACTOR *"})[which]
+    if way != 1 or which == 0:  # else that function is not used, and the text of the package itself is as it was
+        assert describe("loss", uses_of(module)[way]) != before
+
+
+def test_numbers_that_were_set_in_a_package_count_where_they_are_used(monkeypatch):
+    from course_utils import methods
+
+    loss = lambda z, y: methods.LDAM_SCALE * F.cross_entropy(z, y)  # noqa: E731
+    before = describe("loss", loss)
+    assert before["loss.methods"] == "course_utils.methods" and before["loss.methods.LDAM_SCALE"] == methods.LDAM_SCALE
+    monkeypatch.setattr(methods, "LDAM_SCALE", methods.LDAM_SCALE + 1)
+    assert describe("loss", loss) != before
+
+
+def a_network(twice):
+    class Net(ImageClassifier):
+        def features(self, images):
+            return super().features(images) * twice
+
+    class Twice(ImageClassifier):
+        def features(self, images):
+            return super().features(images) * 2
+
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+    Twice.__name__ = Twice.__qualname__ = "Net"
+    return (Net if twice == 1 else Twice)(layers, 8, 3)
+
+
+def with_a_method(factor):
+    model = mlp()
+    plain = model.features
+    model.features = types.MethodType(lambda self, images: factor * plain(images), model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [(a_network, r"network\.\.type\.features"), (with_a_method, r"network\.\.features\.factor=1 instead of 2")],
+)
+def test_another_forward_of_ones_own_network_is_another_training(network, said, tmp_path):
+    path = tmp_path / "run.pt"
+    history = run(path, network=lambda: network(1))
+    assert run(path, network=lambda: network(1)) == history
+    with pytest.raises(ValueError, match=rf"run\.pt was written with other settings: {said}"):
+        run(path, network=lambda: network(2))
