@@ -98,6 +98,8 @@ def start(notebook: str | None = None, *, seed: int = 0, device: str | None = No
     require(ok, "COURSE_THREADS", repr(threads), "an integer of at least 1")
 
     torch.set_num_threads(int(threads))
+    if "numba" not in sys.modules:  # UMAP's: when it starts its threads, it sets torch's number to as many
+        os.environ["NUMBA_NUM_THREADS"] = threads
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
