@@ -194,6 +194,13 @@ def _of_modules(found: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return used
 
 
+def code_of(kind: type) -> dict[str, str]:
+    """{"type.forward": digest of its code, ...} for a class of one's own; not its counters, nor what its code uses."""
+    own = [vars(one) for one in reversed(kind.__mro__) if not _in_package(one)]
+    functions = {k: getattr(v, "__func__", v) for found in own for k, v in found.items()}
+    return {f"type.{k}": digest(_code(v.__code__)) for k, v in functions.items() if isinstance(v, types.FunctionType)}
+
+
 def _source(module: types.ModuleType) -> str:
     """Of a file of one's own by its contents, of a package by its name."""
     own = not _in_package(module) and getattr(module, "__file__", None)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 from torch.utils.data import Sampler
 
-from .checkpoints import describe, load_checkpoint, save_checkpoint
+from .checkpoints import code_of, describe, load_checkpoint, save_checkpoint
 from .data import LabeledImages
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, progress_bar, require
@@ -351,7 +351,7 @@ def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[st
     }
     for name, part in parts.items():
         found |= describe(name, part, known)
-    layers = {name: {"type": type(m)} | _plain(m) for name, m in model.named_modules()}
+    layers = {name: {"type": type(m).__name__} | code_of(type(m)) | _plain(m) for name, m in model.named_modules()}
     return found | describe("network", layers, known)
 
 
