@@ -180,6 +180,7 @@ def load_images(
         split: "train" or "test"; "validation" too for letters, digits and folders that have it. The splits of
             letters hold different typefaces. "all" for a folder without splits. A folder's splits may also be called
             training, val, valid or testing, in any case; a warning says which other folders beside them are ignored.
+            A folder that looks like a split under another name, such as seg_train, is refused and not read as a class.
         root: where to look first. Then come the folder in the environment variable COURSE_DATA, the project's
             data/ and, for Fashion-MNIST, Debian's package dataset-fashion-mnist.
         download: fetch Fashion-MNIST or CIFAR through torchvision if they are nowhere.

@@ -162,6 +162,7 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
     require(size is None or size >= 1, "size", size, "at least 1")
     splits = splits_of(folder)
     require(split in splits, "split", f"{split!r} for {str(folder)!r}", ", ".join(sorted(splits)))
+    doubts = {name: _check_classes(where) for name, where in splits.items()}
     found = {name: pictures_of(where) for name, where in splits.items()}
     classes, left_out = found[split]
     if odd := sorted(found.get("train", found[split])[0].keys() ^ classes.keys()):
@@ -178,7 +179,7 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
             if path.is_relative_to(splits[split]):  # others are named when their split is read
                 broken.append(path.relative_to(splits[split]).as_posix())
 
-    paths = [path for those, _ in found.values() for files in those.values() for path in files]
+    paths = itertools.chain.from_iterable(files for those, _ in found.values() for files in those.values())
     heads = {path: head for path in paths if (head := attempt(_head, path))}
     shapes = [shape for shape, _mode in heads.values()]
     if size is None and len(set(shapes)) > 1:
@@ -187,7 +188,6 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
     width, height = (size, size) if size else next(iter(shapes), (0, 0))
 
     mine = [(path, label) for label, files in enumerate(classes.values()) for path in files if path in heads]
-    others = heads.keys() - dict(mine).keys()
     channels = 1 if all(mode in GREY for _shape, mode in heads.values()) else 3
     images = _room_for(folder, len(mine), channels, height, width)
     labels, coloured, deepest = [], False, []
@@ -200,14 +200,12 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
             deepest += [pixels.max()] if mode.startswith("I") else []
     if absent := set(range(len(classes))) - set(labels):
         raise ValueError(f"class {list(classes)[min(absent)]!r} of {split} has no readable image")
-    if (
-        channels == 3
-        and not coloured
-        and not any(_file_is_coloured(p, size) for p in others if heads[p][1] not in GREY)
-    ):
+    others = [path for path in heads.keys() - dict(mine).keys() if heads[path][1] not in GREY]
+    if channels == 3 and not coloured and not any(_file_is_coloured(path, size) for path in others):
         images = images[:, :1].copy()
 
-    notes = [f"left out {', '.join(f'{n} {suffix}' for suffix, n in left_out.most_common())}"] if left_out else []
+    rest = ", ".join(f"{n} {suffix}" for suffix, n in left_out.most_common())
+    notes = doubts[split] + ([f"left out {rest}"] if rest else [])
     if deepest and max(deepest) < 16:
         notes.append("the 16-bit pictures use less than a sixteenth of their range, so they are nearly black")
     if broken:
@@ -221,16 +219,66 @@ def read_folder(folder: Path, split: str, size: int | None, skip_broken: bool = 
 
 
 def splits_of(folder: Path) -> dict[str, Path]:
-    """{"train": its folder, ...} by their usual names in any case, or {"all": folder} where classes stand alone."""
+    """{"train": its folder, ...} by their usual names in any case, or {"all": folder} where classes stand alone.
+
+    Without class folders in `train`, that is a class among others. Folders such as seg_train or test_images, and splits
+    without train, are refused: read as classes they would give results that look right.
+    """
     found: dict[str, Path] = {}
-    for path in _visible(folder):
-        split = SPLITS.get(path.name.casefold())
-        if split and path.is_dir():
-            both = f"{found[split].name} and {path.name}" if split in found else ""
-            require(not both, str(folder), both, f"one folder for {split}")
-            found[split] = path
-    require("train" in found or "test" not in found, str(folder), "test without train", "both, or class folders alone")
-    return found if "train" in found else {"all": folder}
+    folders = [path for path in _visible(folder) if path.is_dir()]
+    for path in folders:
+        if split := SPLITS.get(path.name.casefold()):
+            both = f"{found.setdefault(split, path).name} and {path.name}"
+            require(found[split] is path, str(folder), both, f"one folder for {split}")
+    if "train" in found and any(f.is_dir() for f in _visible(found["train"])):
+        return found
+    if odd := _like_splits(folders):
+        wrong = len(odd) == len(folders) or any(map(_only_folders, folders if found else odd))
+        inner = _innermost(max(odd, key=lambda f: "train" in f.name.lower()))
+        ways = f"train/CLASS and test/CLASS (rename them), or class folders alone, as in {inner}"
+        require(not wrong, str(folder), f"{_names(folders)}, but no train that holds class folders", ways)
+    return {"all": folder}
+
+
+def _like_splits(folders: list[Path]) -> list[Path]:
+    """Those with a word in their names that stands for a split: seg_train, testA, "Validation set", train2017."""
+    like = rf"(?<![a-z])({'|'.join(SPLITS)})(set|val|data)?(?![a-z])"
+    return [f for f in folders if re.search(like, re.sub("([a-z])([A-Z])", r"\1 \2", f.name).lower())]
+
+
+def _only_folders(path: Path) -> list[Path]:
+    """The folders in a folder that has no picture beside them; if it has one, none."""
+    inside = _visible(path)
+    pictures = any(f.suffix.lower() in _readable()[1] and not f.is_dir() for f in inside)
+    return [] if pictures else [f for f in inside if f.is_dir()]
+
+
+def _innermost(path: Path) -> Path:
+    """Further down while a folder holds one folder and no picture, as archives unpack into a/a/CLASS."""
+    for _ in range(4):
+        path = only[0] if len(only := _only_folders(path)) == 1 else path
+    return path
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:5]) + (" ..." if len(paths) > 5 else "")
+
+
+def _check_classes(where: Path) -> list[str]:
+    """Refuse folders that cannot be classes; what is doubtful about others, in words."""
+    below = {path: _only_folders(path) for path in _visible(where) if path.is_dir()}
+    (first, inner), *others = below.items() or [(where, [])]
+    got = f"one folder, {first.name}, and folders in it: {_names(inner)}"
+    require(others or not inner, str(where), got, f"one folder for each class; are they in {_innermost(first)}?")
+    for path, folders in below.items():
+        splits = [f for f in folders if f.name.casefold() in SPLITS]
+        got = f"splits below a class: {_names(splits)} in {path.name}"
+        require(len(splits) < 2, str(where), got, "classes below a split: train/CLASS and test/CLASS")
+    same = all([f.name for f in folders] == [f.name for f in inner] for folders in below.values())
+    if others and len(inner) > 1 and same:
+        return [f"{_names(list(below))} are read as classes, although each holds the same folders: {_names(inner)}"]
+    odd = _like_splits(list(below))
+    return [f"read as classes and not as splits: {_names(odd)}"] if odd else []
 
 
 def pictures_of(where: Path) -> tuple[dict[str, list[Path]], Counter[str]]:
@@ -323,12 +371,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 def _head(path: Path) -> tuple[tuple[int, int], str]:
     """((width, height) of the upright picture, Pillow's mode), without reading its pixels if possible."""
     with _opened(path) as picture:
-        orientation = _orientation(picture)
-        if orientation > 1 and picture.format == "TIFF":
-            picture.load()  # Pillow turns these itself
-            orientation = 1
+        late = picture.format == "PNG" and b"eXIf" in path.read_bytes()  # it may stand behind the pixels
+        if late or (picture.format == "TIFF" and _orientation(picture) > 1):
+            picture.load()  # Pillow turns a TIFF itself
         width, height = picture.size
-        return (width, height) if orientation < 5 else (height, width), picture.mode
+        return (width, height) if _orientation(picture) < 5 else (height, width), picture.mode
 
 
 def _read_picture(path: Path, size: int | None = None, shape: tuple[int, int] | None = None) -> np.ndarray:

@@ -1,23 +1,18 @@
 """Where and how the course runs: device, precision, threads, seed and profile, chosen once by `start()`.
 
 No other file of the course picks a device. Everything else takes tensors and works where they are. Here too: files that
-are whole or not there, and the checkpoints of a training.
+are whole or not there, and digests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
 import hashlib
-import io
-import logging
 import os
 import random
 import sys
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -25,7 +20,6 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import torch
 from packaging.requirements import Requirement
-from torch import nn
 from tqdm.auto import tqdm
 
 PROFILES = ("default", "full")
@@ -104,6 +98,8 @@ def start(notebook: str | None = None, *, seed: int = 0, device: str | None = No
     require(ok, "COURSE_THREADS", repr(threads), "an integer of at least 1")
 
     torch.set_num_threads(int(threads))
+    if "numba" not in sys.modules:  # UMAP's: when it starts its threads, it sets torch's number to as many
+        os.environ["NUMBA_NUM_THREADS"] = threads
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -216,61 +212,6 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             temporary.unlink()
 
 
-# ---- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def save_checkpoint(
-    path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict, history: list
-) -> None:
-    """Write what `load_checkpoint()` goes on from; `path` None: nothing."""
-    if path is not None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-        state["loss"] = loss.state_dict() if isinstance(loss, nn.Module) else {}
-        buffer = io.BytesIO()  # torch.save() into a file tells a full disk from other errors by no message
-        torch.save(state | {"settings": settings, "digest": digest(describe("", state))}, buffer)
-        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
-
-
-def load_checkpoint(path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict[str, Any]) -> list:
-    """Bring model, optimizer and loss to where they were saved and return the history; without a file, [].
-
-    Raises:
-        ValueError: the file is no checkpoint or a damaged one, or one of another network or of other settings.
-    """
-    if path is None or not located(path).exists():
-        return []
-    path = located(path)
-    with _naming(path):  # on the CPU: load_state_dict() knows what belongs elsewhere
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        weights, history = state["model"], state["history"]
-        theirs = {k: v.shape for k, v in weights.items()}
-        pairs = {k: (state["settings"].get(k), settings.get(k)) for k in state["settings"] | settings}
-        odd = [f"{k}={old} instead of {new}" for k, (old, new) in pairs.items() if old != new]
-    mine = {k: v.shape for k, v in model.state_dict().items()}
-    if theirs != mine:
-        names = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
-        raise ValueError(f"checkpoint: {path} belongs to another network; it differs in {', '.join(names[:3])}")
-    if odd:
-        raise ValueError(f"checkpoint: {path} was written with other settings: {', '.join(odd[:3])}")
-    with _naming(path):
-        found = {name: state[name] for name in ("model", "optimizer", "history", "loss")}
-        require(digest(describe("", found)) == state["digest"], "digest", "another one", state["digest"])
-        optimizer.load_state_dict(state["optimizer"])
-        model.load_state_dict(weights)
-        if isinstance(loss, nn.Module):
-            loss.load_state_dict(state["loss"])
-    return history
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside becomes an error that names the file."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
-
-
 def digest(*parts: object) -> str:
     """16 hexadecimal digits of SHA-256 over bytes, and the text of anything else."""
     found = hashlib.sha256()
@@ -283,128 +224,3 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     """The same for type, shape and numbers of a tensor, on any device."""
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return digest(str(tensor.dtype), tuple(tensor.shape), raw)
-
-
-# ---- what a part of a training is ------------------------------------------------------------------------------------
-
-
-def describe(name: str, part: Any, known: frozenset[int] = frozenset()) -> dict[str, Any]:
-    """{"loss": "FocalLoss", "loss.gamma": 2.0, ...}: all that makes `part` what it is, to tell it from others.
-
-    Plain values as they are, tensors by digest; of a function its code, defaults, and what it uses from around it; of
-    an object its class and attributes; the parts of all these in turn. Equal in every process, on every device. Code
-    of packages counts by name alone, a module of one file by its text: what was set in it since is not seen. Loggers
-    and cached properties are left out, and so is what has its id() in `known`.
-    """
-    if isinstance(part, np.generic):
-        part = part.item()
-    if part is None or type(part) in (bool, int, str) or (type(part) is float and part == part):
-        return {name: part}
-    if isinstance(part, int | float | str):  # a NaN, which equals nothing; an IntEnum, which a checkpoint cannot hold
-        return {name: repr(part)}
-    if id(part) in known or isinstance(part, torch.device | logging.Logger):
-        return {}
-    if isinstance(part, types.ModuleType):
-        return {name: _source(part)}
-    if isinstance(part, np.random.Generator):
-        return {name: digest(part.bit_generator.state)}
-    if isinstance(part, torch.Tensor):
-        return {name: f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)} {tensor_digest(part)}"}
-    if isinstance(part, np.ndarray):
-        return {name: f"{part.dtype} {part.shape} {digest(part.tolist() if part.dtype.hasobject else part.tobytes())}"}
-    if isinstance(part, os.PathLike):
-        return {name: str(part)}
-    if isinstance(part, torch.Generator):
-        return {name: part.initial_seed()}
-    if isinstance(part, list | tuple) and all(v is None or isinstance(v, bool | int | float | str) for v in part):
-        return {name: str(list(part)) if len(part) <= 8 else f"{len(part)} values {digest(list(part))}"}
-    title, inside = _inside(part)
-    known = known | {id(part)}
-    return {name: title} | {
-        k: v for key, one in inside.items() for k, v in describe(f"{name}.{key}", one, known).items()
-    }
-
-
-def _inside(part: Any) -> tuple[str, dict[str, Any]]:
-    """The name of a thing, and the things it is made of."""
-    if isinstance(part, partial):
-        title, inside = _inside(part.func)
-        return title, inside | {str(i): v for i, v in enumerate(part.args)} | part.keywords
-    if isinstance(part, types.MethodType):
-        return part.__name__, {**_inside(part.__func__)[1], "self": part.__self__}
-    if isinstance(part, types.FunctionType):
-        return part.__name__, _around(part) | vars(part)
-    if isinstance(part, type):
-        own = [] if _in_package(part) else [vars(one) for one in reversed(part.__mro__) if not _in_package(one)]
-        inside = {k: getattr(v, "__func__", getattr(v, "fget", v)) for found in own for k, v in found.items()}
-        return part.__name__, {k: v for k, v in inside.items() if k[:2] != "__" or isinstance(v, types.FunctionType)}
-    if isinstance(part, Mapping):
-        return type(part).__name__, {str(k): v for k, v in part.items()}
-    if isinstance(part, list | tuple):
-        return type(part).__name__, {str(i): v for i, v in enumerate(part)}
-    if isinstance(part, set | frozenset):
-        return type(part).__name__, {"values": sorted(str(describe("", v)) for v in part)}
-    attributes = _attributes(part)
-    if attributes is None:  # a dtype, a range ... are what they are called; what has an address is its class
-        text = repr(part)
-        return type(part).__name__ if " at 0x" in text else text, {}
-    return type(part).__name__, _inside(type(part))[1] | attributes
-
-
-def _around(function: types.FunctionType) -> dict[str, Any]:
-    """Defaults and closure of a function and, unless it is a package's, its code and the globals it uses."""
-    code = function.__code__
-    names, defaults = code.co_varnames[: code.co_argcount], function.__defaults__ or ()
-    found = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | (function.__kwdefaults__ or {})
-    for key, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not filled yet
-            found[key] = cell.cell_contents
-    if not _in_package(function):
-        around = function.__globals__
-        used = {key: around[key] for key in sorted(_globals_of(code)) if key in around}
-        found |= used
-        found["code"] = digest(_code(code))
-    return found
-
-
-def _source(module: types.ModuleType) -> str:
-    """Of a file of one's own by its contents, of a package by its name."""
-    own = not _in_package(module) and getattr(module, "__file__", None)
-    return digest(Path(own).read_bytes()) if own else module.__name__
-
-
-def _attributes(part: Any) -> dict[str, Any] | None:
-    if isinstance(part, nn.Module):
-        own = {k: v for k, v in vars(part).items() if k not in _OF_EVERY_MODULE}
-        return own | part._parameters | part._buffers | part._modules
-    slots = [vars(one).get("__slots__", ()) for one in type(part).__mro__]
-    names = [k for some in slots for k in ([some] if isinstance(some, str) else some) if hasattr(part, k)]
-    if not names and not hasattr(part, "__dict__"):
-        return None
-    found = {k: getattr(part, k) for k in names if k[:2] != "__"} | getattr(part, "__dict__", {})
-    return {k: v for k, v in found.items() if not isinstance(getattr(type(part), k, None), cached_property)}
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _in_package(part: Any) -> bool:
-    """Whether it comes from Python or a package, whose versions one knows, rather than from a notebook or a script."""
-    name = (part.__name__ if isinstance(part, types.ModuleType) else part.__module__) or ""
-    package = getattr(sys.modules.get(name), "__package__", None)
-    return name != "__main__" and (bool(package) or name.split(".")[0] in sys.stdlib_module_names)
-
-
-def _code(code: types.CodeType) -> str:
-    """What a function does, as text without addresses, lines and files."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
-    return repr((code.co_code.hex(), code.co_names, constants))
-
-
-def _constant(value: Any) -> str:
-    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
-
-
-def _globals_of(code: types.CodeType) -> set[str]:
-    inner = [_globals_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}.union(*inner)

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 from torch.utils.data import Sampler
 
+from .checkpoints import code_of, describe, load_checkpoint, save_checkpoint
 from .data import LabeledImages
 from .networks import ImageClassifier, device_of
-from .runtime import describe, keeping_random_state, load_checkpoint, progress_bar, require, save_checkpoint
+from .runtime import keeping_random_state, progress_bar, require
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
@@ -243,9 +244,8 @@ def fit(
             they were. Weights are drawn when the model is made: seed before that.
         evaluate: called after every epoch; its numbers join that epoch's dictionary.
         checkpoint: file written after every epoch. If it exists, training goes on where it stopped, and ends with the
-            same numbers as an uninterrupted run on the same device. It remembers the images, and of every part all
-            numbers, tensors and functions inside (`runtime.describe()`), so that no other training goes on from it.
-            Its weights replace those of `model`, wherever these started: give each start a file of its own.
+            same numbers as an uninterrupted run on the same device. No other training goes on from it: it knows the
+            images, every part (`checkpoints.describe()`) and the first weights; `model` has these, or those saved.
         progress: show a bar if training takes more than two seconds.
 
     Returns:
@@ -253,7 +253,7 @@ def fit(
 
     Raises:
         ValueError: an argument out of range, model and data on different devices, or a checkpoint that another
-            network or other settings wrote.
+            network, other settings or other first weights wrote.
         FloatingPointError: the loss became NaN or infinite.
     """
     _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler)
@@ -265,7 +265,7 @@ def fit(
     parts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
     parts |= {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
     settings = {} if checkpoint is None else _settings(model, train, updates, groups, parts)
-    history: History = load_checkpoint(checkpoint, model, updates, loss, settings)
+    history, start = load_checkpoint(checkpoint, model, updates, loss, settings)
 
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
     bar = progress_bar(epochs, "epoch", done=len(history), delay=2, show=progress)
@@ -281,7 +281,7 @@ def fit(
                 raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
             row = {"epoch": epoch, "lr": rate, "loss": mean_loss, "seconds": time.perf_counter() - started}
             history.append(row | {k: float(v) for k, v in (evaluate(model) if evaluate else {}).items()})
-            save_checkpoint(checkpoint, model, updates, loss, settings, history)
+            save_checkpoint(checkpoint, model, updates, loss, settings, history, start)
             bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
             bar.update()
     return history
@@ -339,7 +339,7 @@ def _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups):
 def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint remembers of them, so that another training does not go on from it."""
     _tell(0, parts["sampler"], parts["loss"])  # as they are before training
-    weights = frozenset(map(id, (*model.parameters(), *model.buffers())))  # a checkpoint has their values
+    known = frozenset(map(id, (*model.parameters(), *model.buffers(), *model.modules())))  # their values are kept
     found = {
         "optimizer": type(optimizer).__name__,
         **optimizer.defaults,
@@ -350,14 +350,14 @@ def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[st
         **describe("frozen", [name for name, weight in model.named_parameters() if not weight.requires_grad]),
     }
     for name, part in parts.items():
-        found |= describe(name, part, weights | set(map(id, model.modules())))
-    layers = {name: {"type": type(m).__name__} | _plain(m) for name, m in model.named_modules()}
-    return found | describe("network", layers)
+        found |= describe(name, part, known)
+    layers = {name: {"type": type(m).__name__} | code_of(type(m)) | _plain(m) for name, m in model.named_modules()}
+    return found | describe("network", layers, known)
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
     """Numbers, names and functions that a layer was made with: what the shapes of its weights do not show."""
-    kinds = bool | int | float | str | tuple | types.FunctionType
+    kinds = bool | int | float | str | tuple | types.FunctionType | types.MethodType
     return {k: v for k, v in vars(module).items() if isinstance(v, kinds) and k != "training"}
 
 

@@ -6,10 +6,12 @@ import io
 import itertools
 import logging
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import types
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +24,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import RandomSampler
 
+from course_utils.checkpoints import describe
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier
 from course_utils.losses import DeferredReweighting, FocalLoss, LDAMLoss
 from course_utils.networks import MLP, ImageClassifier
-from course_utils.runtime import describe, digest
+from course_utils.runtime import digest
 from course_utils.sampling import (
     ClassBalancedSampler,
     DeferredResampler,
@@ -87,8 +90,8 @@ def objective(weight):
 
 
 def with_dropout_of(share):
-    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(share))
-    return lambda: ImageClassifier(layers, 16, 3)
+    layers = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(share))  # noqa: E731
+    return lambda: ImageClassifier(layers(), 16, 3)
 
 
 def cosine_mlp():
@@ -159,8 +162,8 @@ PAIRS = [
 ]
 
 
-def run(path, data=DATA, network=mlp, frozen=None, seed=0, **options):
-    model = made(network, seed)
+def run(path, data=DATA, network=mlp, frozen=None, **options):
+    model = made(network)
     if frozen:
         model.get_parameter(frozen).requires_grad_(False)
     options = {"epochs": 4, "batch_size": 32, "augment": None, "progress": False} | options
@@ -171,7 +174,7 @@ def run(path, data=DATA, network=mlp, frozen=None, seed=0, **options):
 def test_the_checkpoint_of_other_numbers_is_refused_by_name_and_that_of_the_same_taken(said, mine, other, tmp_path):
     path = tmp_path / "run.pt"
     history = run(path, **mine)
-    assert run(path, seed=9, **mine) == history, "the same objects, after training"
+    assert run(path, **mine) == history, "the same objects, after training"
     with pytest.raises(ValueError, match=rf"run\.pt was written with other settings: .*{said}"):
         run(path, **other)
     assert run(path, **mine) == history
@@ -206,10 +209,10 @@ def test_the_same_training_in_another_process_is_taken(tmp_path):
     assert done.stdout.strip() == str([row["loss"] for row in history]), done.stderr
 
 
-def test_another_model_and_another_seed_of_its_weights_do_not_count(tmp_path):
+def test_another_model_object_of_the_same_start_does_not_count(tmp_path):
     """An objective that holds the model itself: its weights are what the checkpoint brings."""
-    for seed in (0, 1):
-        model = made(with_batch_norm, seed)
+    for _ in range(2):
+        model = made(with_batch_norm)
         own = lambda _, images, labels, __, model=model: F.cross_entropy(model(images), labels)  # noqa: E731
         done = fit(model, DATA, epochs=1, objective=own, checkpoint=tmp_path / "run.pt", progress=False)
     assert len(done) == 1
@@ -358,12 +361,12 @@ def test_altered_checkpoints_are_refused_by_name(tmp_path, record_property):
         else:
             raw[place:place] = bytes([random_.randrange(256)])
         path.write_bytes(raw)
-        other = made(mlp, 9)
+        other = made(mlp)
         try:
             again = fit(other, DATA, batch_size=16, progress=False, checkpoint=path, **options)
         except ValueError as error:
             assert str(path) in str(error), error
-            assert all(map(torch.equal, other.state_dict().values(), made(mlp, 9).state_dict().values())), "untouched"
+            assert all(map(torch.equal, other.state_dict().values(), made(mlp).state_dict().values())), "untouched"
             refused += 1
         else:  # a byte that means nothing, such as padding
             assert again == history
@@ -413,13 +416,100 @@ def test_a_loss_that_remembers_goes_on_where_it_was(tmp_path):
     assert [row["loss"] for row in again] == [row["loss"] for row in losses()]
 
 
-def test_a_generator_and_a_module_of_ones_own_are_compared_and_a_logger_is_not(tmp_path, monkeypatch):
+def test_a_generator_is_compared_and_a_logger_is_not():
     assert describe("g", np.random.default_rng(0)) != describe("g", np.random.default_rng(1))
     assert describe("log", logging.getLogger("mine")) == {}
-    monkeypatch.syspath_prepend(tmp_path)
-    found = []
-    for factor in (1, 2):
-        (tmp_path / f"own{factor}.py").write_text(f"FACTOR = {factor}\n")
-        own = importlib.import_module(f"own{factor}")
-        found.append(describe("loss", lambda logits, labels, own=own: own.FACTOR * F.cross_entropy(logits, labels)))
-    assert found[0]["loss.own"] != found[1]["loss.own"]
+
+
+# ---- code of one's own -----------------------------------------------------------------------------------------------
+
+FILES = {
+    "own.py": "FACTOR = 1\ndef loss(z, y): return FACTOR * F.cross_entropy(z, y)",
+    "package/__init__.py": "",
+    "package/losses.py": "FACTOR = 1\ndef loss(z, y): return FACTOR * F.cross_entropy(z, y)",
+    "spread/losses.py": "FACTOR = 1\ndef loss(z, y): return FACTOR * F.cross_entropy(z, y)",  # without __init__.py
+}
+
+
+def own_code(folder, monkeypatch, **changes):
+    """Modules beside a notebook, imported anew."""
+    monkeypatch.syspath_prepend(folder)
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        changed = text
+        for old, new in changes.items():
+            changed = changed.replace(old, new)
+        (folder / name).write_text("from torch.nn import functional as F\n" + changed)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("own", "package", "spread")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    return [importlib.import_module(name) for name in ("own", "package.losses", "spread.losses")]
+
+
+def uses_of(module):
+    """Ways in which a loss of a notebook comes to a number in a module."""
+    around = sys.modules[module.__name__.split(".")[0]]
+    inner = module.__name__.split(".")[1:]
+    space = {"own": around, "module": module, "F": F, "__name__": "__main__"}
+    exec(f"def loss(z, y): return {'.'.join(['own', *inner])}.FACTOR * F.cross_entropy(z, y)", space)
+    return [module.loss, space["loss"], lambda z, y: module.loss(z, y), lambda z, y: module.FACTOR * F.mse_loss(z, y)]
+
+
+@pytest.mark.parametrize("which", range(3), ids=["module", "package", "folder"])
+@pytest.mark.parametrize("way", range(4), ids=["its function", "a global", "its function inside", "around"])
+def test_a_module_of_ones_own_counts_by_its_text_and_by_what_was_set_in_it(which, way, tmp_path, monkeypatch):
+    module = own_code(tmp_path, monkeypatch)[which]
+    before = describe("loss", uses_of(module)[way])
+    assert describe("loss", uses_of(module)[way]) == before
+    module.FACTOR = 2
+    odd = {k for k, v in describe("loss", uses_of(module)[way]).items() if before.get(k) != v}
+    assert odd and all(key.endswith("FACTOR") for key in odd)
+    module = own_code(tmp_path, monkeypatch)[which]
+    assert describe("loss", uses_of(module)[way]) == before, "imported anew"
+    module = own_code(tmp_path, monkeypatch, **{"FACTOR *": "3 * FACTOR *"})[which]
+    if way != 1 or which == 0:  # else that function is not used, and the text of the package itself is as it was
+        assert describe("loss", uses_of(module)[way]) != before
+
+
+def test_numbers_that_were_set_in_a_package_count_where_they_are_used(monkeypatch):
+    from course_utils import methods
+
+    loss = lambda z, y: methods.LDAM_SCALE * F.cross_entropy(z, y)  # noqa: E731
+    before = describe("loss", loss)
+    assert before["loss.methods"] == "course_utils.methods" and before["loss.methods.LDAM_SCALE"] == methods.LDAM_SCALE
+    monkeypatch.setattr(methods, "LDAM_SCALE", methods.LDAM_SCALE + 1)
+    assert describe("loss", loss) != before
+
+
+def a_network(twice):
+    class Net(ImageClassifier):
+        def features(self, images):
+            return super().features(images) * twice
+
+    class Twice(ImageClassifier):
+        def features(self, images):
+            return super().features(images) * 2
+
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+    Twice.__name__ = Twice.__qualname__ = "Net"
+    return (Net if twice == 1 else Twice)(layers, 8, 3)
+
+
+def with_a_method(factor):
+    model = mlp()
+    plain = model.features
+    model.features = types.MethodType(lambda self, images: factor * plain(images), model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [(a_network, r"network\.\.type\.features"), (with_a_method, r"network\.\.features\.factor=1 instead of 2")],
+)
+def test_another_forward_of_ones_own_network_is_another_training(network, said, tmp_path):
+    path = tmp_path / "run.pt"
+    history = run(path, network=lambda: network(1))
+    assert run(path, network=lambda: network(1)) == history
+    with pytest.raises(ValueError, match=rf"run\.pt was written with other settings: {said}"):
+        run(path, network=lambda: network(2))

@@ -720,7 +720,7 @@ def no_classes(folder):
         (broken, r"2\.png is not a readable image"),
         (cut_off, r"1\.JPG is not a readable image"),
         (empty, r"class 'bird' is empty: no picture that can be read here in .*bird \(no file\)"),
-        (no_classes, r"train has no class folders"),
+        (no_classes, r"got test, train, but no train that holds class folders"),
     ],
 )
 def test_a_folder_that_cannot_be_read_says_why(folder, damage, message):

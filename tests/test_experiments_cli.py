@@ -97,6 +97,40 @@ def test_letters_choose_on_validation_typefaces():
     assert len(validation) < len(test) and note == "letters"
 
 
+def test_a_profile_that_the_data_cannot_fill_says_so():
+    settings = STUDIES["letters"].settings() | {"profile": "exponential", "max_count": 10**6}
+    train, *_, note = load_splits(settings, 0)
+    assert len(set(train.counts.tolist())) == 1, "all that there are, so no tail is left"
+    assert note == "letters; 26 classes have fewer images than asked for: ratio 1 instead of 100"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--defer-at", "2", "defer_at: got 2.0; allowed: 0 to 1, a share of training"),
+        ("--warmup", "-1", "warmup: got -1.0; allowed: 0 to 1, a share of training"),
+        ("--profile", "exponential", "validation: got 100; allowed: only with more images of each class; --profile "),
+        ("--profile", "english", "profile: got english for 2 classes; allowed: 26, the letters from A to Z"),
+    ],
+)
+def test_errors_name_the_option_of_the_command(option, value, message, tmp_path, capsys):
+    for label, count in enumerate((140, 1 if value == "exponential" else 140)):
+        for number in range(count):
+            path = tmp_path / "images" / f"class {label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (9, 9), number).save(path)
+    words = [tmp_path / "images", "--out", tmp_path / "out", "--epochs", 1, "--seeds", 1, "--jobs", 1, option, value]
+    assert main(["experiments", "run", *map(str, words), "--methods", "cross-entropy"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("text", ["99999999999999999999", "1001", "3,2147483648"])
+def test_seeds_beyond_all_reason_are_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        main(["experiments", "run", "letters", "--seeds", text])
+    assert f"got {text!r}; allowed: at most 1000 seeds, each below 2147483648" in capsys.readouterr().err
+
+
 # ---- a folder of images ----------------------------------------------------------------------------------------------
 
 

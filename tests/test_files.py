@@ -76,13 +76,14 @@ def test_photographs_are_turned_upright_and_count_as_equal_in_size(tmp_path, suf
 
 
 def test_an_orientation_behind_the_pixels_counts_too(tmp_path):
-    """PNG allows that; the size is known only after the pixels are read."""
+    """PNG allows that; the size is known only after the whole file is read."""
     image, exif = as_stored(6)
     rows = [row.tobytes() for row in np.asarray(image)]
     written(tmp_path, png(30, 40, 8, 2, rows, after=chunk(b"eXIf", exif.tobytes()[6:])))
     assert read(tmp_path, size=20)[3, 16].tolist() == [0, 240, 0]
-    with pytest.raises(ValueError, match=r"1\.png is not a readable image: size: got \(40, 30\); allowed: \(30, 40\)"):
-        load_images(tmp_path, "all")
+    written(tmp_path, UPRIGHT, "2.png")
+    got = load_images(tmp_path, "all").images
+    assert got.shape == (2, 3, 30, 40) and torch.equal(got[0], got[1])
 
 
 def test_damaged_exif_data_leave_a_photograph_as_it_is_stored(tmp_path):
@@ -396,7 +397,7 @@ def test_other_folders_beside_the_splits_are_ignored_with_a_word(tmp_path):
     [
         (("train", "training"), "got train and training; allowed: one folder for train"),
         (("train", "val", "validation"), "got val and validation; allowed: one folder for validation"),
-        (("test", "val"), "got test without train; allowed: both, or class folders alone"),
+        (("test", "val"), "got test, val, but no train that holds class folders; allowed: train/CLASS and test/CLASS"),
     ],
 )
 def test_splits_that_cannot_be_told_are_refused(tmp_path, names, message):
@@ -406,10 +407,104 @@ def test_splits_that_cannot_be_told_are_refused(tmp_path, names, message):
         load_images(tmp_path, names[0])
 
 
-def test_classes_may_be_called_valid(tmp_path):
-    for name in ("valid", "invalid"):
-        save(tmp_path / name / "1.png", (1, 2, 3))
-    assert load_images(tmp_path, "all").class_names == ("invalid", "valid")
+INTEL = [f"seg_{split}/seg_{split}/{name}" for split in ("train", "test") for name in ("glacier", "sea")]
+
+
+def pictures(folder, names):
+    for number, name in enumerate(names):
+        save(folder / name / "1.png", number, mode="L")
+
+
+@pytest.mark.parametrize(
+    ("names", "seen", "instead"),
+    [
+        ([*INTEL, "seg_pred/seg_pred"], "seg_pred, seg_test, seg_train", "seg_train/seg_train"),
+        (INTEL[2:], "seg_test", "seg_test/seg_test"),
+        (["development/cat", "development/dog", "val/cat", "val/dog"], "development, val", "val"),
+        (["mytrain/cat", "test"], "mytrain, test", "test"),
+        (["train_images", "test_images"], "test_images, train_images", "train_images"),
+        (["trainA", "trainB", "testA", "testB"], "testA, testB, trainA, trainB", "trainA"),
+        (["Training Set/cat", "Validation Set/cat"], "Training Set, Validation Set", "Training Set/cat"),
+        (["train2017", "val2017"], "train2017, val2017", "train2017"),
+        (["trainset/a/cat", "testset/a/cat", "docs"], "docs, testset, trainset", "trainset/a/cat"),
+        (["train", "test"], "test, train", "train"),
+        (["train"], "train", "train"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_folders_that_look_like_splits_are_no_classes(tmp_path, names, seen, instead):
+    pictures(tmp_path, names)
+    with pytest.raises(ValueError) as caught:
+        load_images(tmp_path, "all")
+    ways = f"allowed: train/CLASS and test/CLASS (rename them), or class folders alone, as in {tmp_path / instead}"
+    assert str(caught.value) == f"{tmp_path}: got {seen}, but no train that holds class folders; {ways}"
+
+
+def test_what_the_message_names_is_read(tmp_path):
+    pictures(tmp_path, INTEL)
+    assert load_images(tmp_path / "seg_train" / "seg_train", "all").class_names == ("glacier", "sea")
+    for split in ("train", "test"):
+        (tmp_path / f"seg_{split}" / f"seg_{split}").rename(tmp_path / split)
+        (tmp_path / f"seg_{split}").rmdir()
+    assert load_images(tmp_path, "test").class_names == ("glacier", "sea")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["images/cat", "images/dog"], "got one folder, images, and folders in it: cat, dog; allowed: one folder for"),
+        (["a/b/cat", "a/b/dog"], "got one folder, a, and folders in it: b; allowed: .*; are they in .*a.b"),
+        (
+            ["data/train/cat", "data/test/cat"],
+            "got one folder, data, and folders in it: test, train; .*are they in .*data",
+        ),
+        (
+            ["bottle/train/good", "bottle/test/good", "nut"],
+            "got splits below a class: test, train in bottle; allowed: cl",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_classes_are_refused(tmp_path, names, message):
+    pictures(tmp_path, names)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: {message}"):
+        load_images(tmp_path, "all")
+
+
+def test_an_archive_unpacked_into_its_splits_is_refused_there(tmp_path):
+    pictures(tmp_path, ["train/train/cat", "train/train/dog", "test/test/cat", "test/test/dog"])
+    with pytest.raises(ValueError, match=r"test: got one folder, test, .*: cat, dog; .*are they in .*test.test\?"):
+        load_images(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["valid", "invalid"], "read as classes and not as splits: valid"),
+        (["train", "car", "bus"], "read as classes and not as splits: train"),
+        (["control", "test"], "read as classes and not as splits: test"),
+        (["train station", "airport/hall", "airport/tower"], "read as classes and not as splits: train station"),
+        (
+            [f"site{i}/{name}" for i in (1, 2) for name in ("cat", "dog")],
+            "site1, site2 are read as classes, although each holds the same folders: cat, dog",
+        ),
+    ],
+)
+def test_folders_that_may_be_classes_are_read_with_a_word(tmp_path, names, said):
+    pictures(tmp_path, names)
+    with pytest.warns(UserWarning) as caught:
+        got = load_images(tmp_path, "all")
+    assert [str(w.message) for w in caught] == [f"all: {said}"]
+    assert got.class_names == tuple(sorted({name.split("/")[0] for name in names}))
+
+
+@pytest.mark.parametrize(
+    "names", [["training/cat", "test/cat"], ["strained", "constraint"], ["cat/1", "dog/1"], ["cat/1", "cat/2", "dog/1"]]
+)
+def test_usual_folders_are_read_without_a_word(tmp_path, names):
+    pictures(tmp_path, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_images(tmp_path, "train" if "training/cat" in names else "all")
 
 
 def test_a_class_without_pictures_says_what_is_there(tmp_path):

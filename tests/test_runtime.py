@@ -4,6 +4,8 @@ import ast
 import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -316,3 +318,31 @@ def test_progress_bars_can_be_hidden(monkeypatch, quiet, hidden):
     monkeypatch.setenv("COURSE_QUIET", quiet)
     with progress_bar(3, "run", delay=60) as bar:
         assert bar.disable is hidden
+
+
+AFTER_UMAP = """
+import torch
+from course_utils.runtime import start
+start()
+torch.ones(300, 300).exp()  # torch has looked at its number
+import numba
+numba.set_num_threads(1)
+print(torch.get_num_threads())
+"""
+
+
+def test_umap_does_not_bring_threads_back():
+    """numba's threads set OpenMP's number, which is torch's too: beside other programs a training then takes ten times
+    as long, because every small step waits for two threads.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    command = [sys.executable, "-c", AFTER_UMAP]
+    done = subprocess.run(
+        command,
+        cwd=Path(course_utils.__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.stdout.splitlines()[-1:] == ["1"], done.stderr

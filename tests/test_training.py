@@ -367,13 +367,23 @@ def stops_after(epochs):
     return evaluate
 
 
+def gone_on(network, done, path, **options):
+    """What a stopped training comes to, from a model of the same start; what is done is not trained again."""
+    trained = []
+    model, history = train(
+        network, evaluate=lambda model: trained.append(1) or accuracy(model), checkpoint=path, **options
+    )
+    assert len(trained) == len(history) - done
+    return model, history
+
+
 @NETWORKS
 @pytest.mark.parametrize("k", [1, 3])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(network, k, tmp_path):
     whole, history = train(network, epochs=5, evaluate=accuracy)
     with pytest.raises(Stop):
         train(network, epochs=5, evaluate=stops_after(k), checkpoint=tmp_path / "run.pt")
-    resumed, again = train(network, model_seed=99, epochs=5, evaluate=accuracy, checkpoint=tmp_path / "run.pt")
+    resumed, again = gone_on(network, k, tmp_path / "run.pt", epochs=5)
     assert same(whole, resumed)
     assert without_seconds(again) == without_seconds(history)
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
@@ -383,8 +393,46 @@ def test_a_finished_run_is_read_and_not_trained(tmp_path):
     done, history = train(checkpoint=tmp_path / "run.pt")
     before = (tmp_path / "run.pt").read_bytes()
     evaluate = lambda model: 1 / 0  # noqa: E731
-    model, again = train(model_seed=99, checkpoint=tmp_path / "run.pt", evaluate=evaluate)
+    model, again = train(checkpoint=tmp_path / "run.pt", evaluate=evaluate)
     assert same(model, done) and again == history and (tmp_path / "run.pt").read_bytes() == before
+
+
+@NETWORKS
+def test_another_start_does_not_end_as_the_first_one(network, tmp_path):
+    """Other first weights with a file of before: its result would look like theirs."""
+    path = tmp_path / "run.pt"
+    with pytest.raises(Stop):
+        train(network, evaluate=stops_after(2), checkpoint=path)
+    before = path.read_bytes()
+    said = r"checkpoint: .*run\.pt began with other weights than this model has, in backbone\..*; make the model as"
+    with pytest.raises(ValueError, match=said):
+        train(network, model_seed=1, checkpoint=path)
+    other = made(network)
+    with torch.no_grad():
+        other.head.weight[0, 0] += 1e-6
+    unchanged = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"began with other weights than this model has, in head\.weight; make"):
+        fit(other, DATA, epochs=4, batch_size=16, progress=False, checkpoint=path)
+    assert all(torch.equal(v, unchanged[k]) for k, v in other.state_dict().items()), "left alone"
+    assert path.read_bytes() == before
+
+
+@NETWORKS
+def test_a_model_that_has_the_saved_weights_goes_on_too(network, tmp_path):
+    """One that was loaded, in the same program or in another; and the file still knows the first start."""
+    path = tmp_path / "run.pt"
+    whole, history = train(network, evaluate=accuracy)
+    with pytest.raises(Stop):
+        train(network, evaluate=stops_after(2), checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    loaded = made(network, 5)
+    loaded.load_state_dict(state["model"])
+    options = {"epochs": 4, "batch_size": 16, "progress": False, "checkpoint": path, "evaluate": accuracy}
+    again = fit(loaded, DATA, **options)
+    assert same(whole, loaded) and without_seconds(again) == without_seconds(history)
+    assert fit(loaded, DATA, **options) == again, "the trained model itself"
+    assert torch.load(path, weights_only=True)["start"] == state["start"] != {}
+    assert same(gone_on(network, 4, path)[0], whole), "a model of the first start"
 
 
 def test_a_checkpoint_may_be_in_the_home_folder(tmp_path, monkeypatch):
@@ -423,7 +471,7 @@ def test_a_run_that_was_killed_while_writing_goes_on_from_the_file_before(tmp_pa
     assert b"compiler imported: False" in killed.stdout, "it would cost every process of a grid five seconds"
     assert len(torch.load(tmp_path / "run.pt", weights_only=True)["history"]) == 2
     whole, history = train(with_dropout, epochs=5, evaluate=accuracy)
-    resumed, again = train(with_dropout, model_seed=99, epochs=5, evaluate=accuracy, checkpoint=tmp_path / "run.pt")
+    resumed, again = gone_on(with_dropout, 2, tmp_path / "run.pt", epochs=5)
     assert same(whole, resumed) and without_seconds(again) == without_seconds(history)
 
 
@@ -542,7 +590,7 @@ def test_every_optimizer_goes_on_to_the_bit(network, name, tmp_path):
     whole, history = train(network, evaluate=accuracy, **options)
     with pytest.raises(Stop):
         train(network, evaluate=stops_after(2), checkpoint=tmp_path / "run.pt", **options)
-    resumed, again = train(network, model_seed=99, evaluate=accuracy, checkpoint=tmp_path / "run.pt", **options)
+    resumed, again = gone_on(network, 2, tmp_path / "run.pt", **options)
     assert same(whole, resumed) and without_seconds(again) == without_seconds(history)
 
 
@@ -704,7 +752,7 @@ def test_an_interrupted_run_with_groups_goes_on_and_other_groups_are_refused(tmp
         with pytest.raises(ValueError, match=rf"checkpoint: .*run\.pt was written with other settings: {named}"):
             train(groups=groups, checkpoint=path)
     assert path.read_bytes() == before
-    resumed, again = train(model_seed=99, groups=GROUPS, evaluate=accuracy, checkpoint=path)
+    resumed, again = gone_on(mlp, 2, path, groups=GROUPS)
     assert same(whole, resumed) and without_seconds(again) == without_seconds(history)
     train(checkpoint=tmp_path / "plain.pt")
     with pytest.raises(ValueError, match="written with other settings: groups=None instead of"):

@@ -91,6 +91,8 @@ def seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() for part in parts) or set(text.strip()) == {"0"}:
         raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a number of seeds such as 5, or seeds such as 0,3,4")
+    if max(map(int, parts)) >= 2**31 or ("," not in text and int(parts[0]) > 1000):
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: at most 1000 seeds, each below {2**31}")
     return tuple(map(int, parts)) if "," in text else tuple(range(int(parts[0])))
 
 

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..runtime import describe, digest, located, require
+from ..checkpoints import describe
+from ..runtime import digest, located, require
 from .cells import Cell, combinations, run_cells
 
 
@@ -35,7 +36,7 @@ def run_grid(
         jobs: processes, this one among them; by default one for each core (on a GPU at most 4: they share its memory).
         folder: if given, each cell of the grid becomes one JSON file there, written when that cell is done, and cells
             that are already there are read instead of run. A file counts only if the settings, all of `fixed`, data
-            too, and `function` with what it uses from around it are the same (`runtime.describe()`); settings and
+            too, and `function` with what it uses from around it are the same (`checkpoints.describe()`); settings and
             results must then be what JSON can hold. Change of a package's code is not seen: use a new folder.
         **grid: for each setting the values to try.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import os
 import platform
 import threading
@@ -205,9 +206,20 @@ def load_splits(
     elif settings["profile"] == "as it is":
         train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
     else:
+        most, fewest = int(train.counts.min()) - 1, train.class_names[int(train.counts.argmin())]
+        allowed = (
+            f"1 to {most}, as {fewest!r} has {most + 1} images" if most > 0 else "only with more images of each class"
+        )
+        ways = "; --profile 'as it is' and a folder called validation set none aside" if folder else ""
+        require(1 <= settings["validation"] <= most, "validation", settings["validation"], allowed + ways)
         train, validation = set_aside(train, settings["validation"], seed=seed)
-    counts = _counts(settings, train)
-    train = train if counts is None else long_tailed(train, counts, seed=seed)
+    if wanted := _counts(settings, train):
+        counts = [min(pair) for pair in zip(wanted, train.counts.tolist(), strict=True)]
+        asked, have = (max(some) / min(some) for some in (wanted, counts))
+        if abs(have / asked - 1) > 0.05:  # 2 % for CIFAR, whose largest class has lost those set aside
+            fewer = sum(map(operator.lt, counts, wanted))
+            notes.append(f"{fewer} classes have fewer images than asked for: ratio {have:.4g} instead of {asked:.4g}")
+        train = long_tailed(train, counts, seed=seed)
     return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])
 
 
@@ -216,6 +228,7 @@ def has_validation(folder: Path) -> bool:
 
 
 def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
+    """What the profile asks for, whether there are so many images or not; None: all there are."""
     profile, most = settings["profile"], settings["max_count"]
     make = {
         "english": lambda: english_letter_counts(most),
@@ -224,8 +237,9 @@ def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
         "as it is": lambda: None,
     }
     require(profile in make, "profile", repr(profile), ", ".join(make))
-    counts = make[profile]()
-    return counts and [min(pair) for pair in zip(counts, train.counts.tolist(), strict=True)]
+    ok = profile != "english" or train.num_classes == 26
+    require(ok, "profile", f"english for {train.num_classes} classes", "26, the letters from A to Z")
+    return make[profile]()
 
 
 @functools.lru_cache(maxsize=4)
@@ -384,6 +398,8 @@ def device_name(device: torch.device) -> str:
 
 def _options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
     """What `train_methods()` takes, from settings in words."""
+    for name in ("defer_at", "warmup"):
+        require(0 <= settings[name] <= 1, name, settings[name], "0 to 1, a share of training")
     step = partial(step_schedule, at=settings["defer_at"], factor=settings["factor"], warmup=settings["warmup"])
     words = {
         "network": NETWORKS,
