@@ -1,8 +1,10 @@
 """figures.py by what it draws: heights, places, colours; not pixels."""
 
 import io
+import re
 
 import matplotlib
+import nbformat
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -14,6 +16,7 @@ from PIL import Image
 
 from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
+from course_utils.classroom.notebooks import find_notebooks
 from course_utils.classroom.pictures.nb04 import accuracy_table
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
@@ -95,6 +98,29 @@ def test_group_legend_has_colour_and_marker(axes):
     assert [(h.get_color(), h.get_marker()) for h in handles] == [
         (GROUP_COLORS[g], GROUP_MARKERS[g]) for g in ("many", "medium", "few")
     ]
+
+
+def test_group_points_have_a_band_for_every_second_method_that_reaches_under_its_name(axes):
+    seeds = [{"many": 0.9, "medium": 0.8, "few": 0.1, "all": 0.6}]
+    figures.group_points(axes, {"plain": seeds, "balanced": seeds, "shuffled": seeds})
+    assert [(band.get_y(), band.get_height()) for band in axes.patches] == [(-0.5, 1), (1.5, 1)]
+    assert all(band.get_x() < 0 and not band.get_clip_on() for band in axes.patches)
+    assert axes.get_ylim() == (2.5, -0.5)
+
+
+def test_the_map_has_an_arrow_for_what_the_notebooks_say_they_need(axes):
+    figures.course_map(axes)
+    assert [text.get_text()[:2] for text in axes.texts if text.get_text()] == list(figures.COURSE)
+    before = {number: set(needs.split()) for number, (*_, needs) in figures.COURSE.items()}
+    for number in before:  # and what those need
+        before[number] |= set().union(*(before[first] for first in before[number]))
+    for path in find_notebooks()[1:]:
+        text = nbformat.read(path, 4).cells[0].source
+        asked = re.search(r"^\*\*You need\*\*(.*?)\*\*Time", text, re.MULTILINE | re.DOTALL)[1]
+        needs = set(re.findall(r"\b0[1-9]\b", re.sub(r"\([^)]*\)", "", asked)))
+        number = path.name[:2]
+        assert needs <= before[number] | {figures.COURSE_HELPS.get(number)}, path.stem
+        assert set(figures.COURSE[number][3].split()) <= needs | {"01"}, path.stem
 
 
 def test_letter_scatter_names_every_point(axes):
