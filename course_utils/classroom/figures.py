@@ -211,19 +211,18 @@ def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups
 
     results: for each method the list of `shot_accuracy()` dictionaries, one a seed.
     """
-    for row in range(
-        0, len(results), 2
-    ):  # from the left edge of the figure, so that a name lies in the band of its points
-        band = axes.axhspan(row - 0.5, row + 0.5, xmin=-1, color="#eeeeee", linewidth=0, zorder=0, clip_on=False)
-        band.set_in_layout(False)
     for row, seeds in enumerate(results.values()):
+        if row % 2 == 0:
+            band = axes.axhspan(row - 0.5, row + 0.5, xmin=-1, color=GREY, alpha=0.1, linewidth=0, clip_on=False)
+            band.set_in_layout(False)  # from the left edge of the figure: the name lies in the band of its points
         for k, group in enumerate(groups):
             height = row + 0.2 * (k - (len(groups) - 1) / 2)
             seed_points(axes, [100 * seed[group] for seed in seeds], height, **point_style(group))
     axes.set_yticks(range(len(results)), results)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.set(xlim=(-3, 103), ylim=(len(results) - 0.5, -0.5), xlabel="test accuracy in %")
+    axes.set(xlim=(-3, 103), ylim=(len(results) - 0.5, -0.5))
+    axes.set_xlabel("test accuracy in %")
     return axes
 
 
