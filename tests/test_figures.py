@@ -17,6 +17,7 @@ from PIL import Image
 from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
 from course_utils.classroom.notebooks import find_notebooks
+from course_utils.classroom.pictures import nb01
 from course_utils.classroom.pictures.nb04 import accuracy_table
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
@@ -231,6 +232,48 @@ def test_the_norm_picture_starts_at_the_trained_classifier_and_moves_both_sides(
         assert [bar.get_height() for bar in left.patches] == pytest.approx([100 * float(x) for x in want], abs=1e-3)
         assert np.array_equal(right.images[0].get_array(), figures.plane_regions(w, b, 2.0))
     assert sweep(picture, strength=[0.0, 0.5, 1.0], size=(4, 2)) == 3
+
+
+# ---- pictures of notebook 01 ----------------------------------------------------------------------------------------
+
+
+def test_what_letters_are_taken_for_is_written_where_it_is_not_zero(axes):
+    nb01.draw_taken_for(axes, torch.tensor([[0.4, 99.6], [60.0, 40.0]]), "JQ", "OI")
+    assert {(text.get_text(), text.get_position()) for text in axes.texts} == {
+        ("100", (1, 0)),
+        ("60", (0, 1)),
+        ("40", (1, 1)),
+    }
+
+
+def test_rows_in_training_are_means_over_seeds_and_the_second_data_set_is_dashed():
+    def history(*values):
+        return [{f"{what} {name}": value for what in ("norm", "cosine") for name in "EZ"} for value in values]
+
+    figure, axes = figures.axes_grid(1, 2)
+    nb01.draw_rows_in_training(axes, {"long": [history(0.1, 0.4), history(0.3, 0.8)], "even": [history(0.5, 0.7)]})
+    for ax in axes:
+        drawn = [(line.get_label(), line.get_linestyle(), [*np.round(line.get_ydata(), 6)]) for line in ax.lines[:4]]
+        long, even = ("-", [0.2, 0.6]), ("--", [0.5, 0.7])
+        assert drawn == [("E, long", *long), ("Z, long", *long), ("E, even", *even), ("Z, even", *even)]
+    plt.close(figure)
+
+
+def test_planes_have_the_longest_arrow_at_three_quarters_of_the_way_to_the_border():
+    weight, bias = head(0)
+    labels = torch.arange(80) % 4
+    features = torch.randn(80, 2, generator=torch.Generator().manual_seed(5))
+    plane = {"weight": weight, "bias": bias, "features": features, "labels": labels}
+    figure, axes = figures.axes_grid(1, 3)
+    nb01.draw_planes(axes, {"long": plane, "even": plane}, COUNTS, "EABZ", "ZB", zoom=0.5)
+    extent = axes[0].get_xlim()[1]
+    for ax in axes:
+        tips = torch.tensor(np.array([line.get_xydata()[1] for line in ax.lines[:4]]))
+        assert tips.norm(dim=1).max() == pytest.approx(0.75 * extent)
+        shown = ax.lines[4].get_xydata()
+        assert np.allclose(shown, features[labels >= 2].numpy())
+    assert axes[1].get_xlim() == (-0.5, 0.5) and axes[2].get_xlim() == axes[0].get_xlim()
+    plt.close(figure)
 
 
 # ---- show() --------------------------------------------------------------------------------------------------------

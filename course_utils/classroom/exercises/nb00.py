@@ -23,7 +23,7 @@ def _verify(answer):
 
 EXERCISES = {
     "0.1": Exercise(
-        goal="the share in % of all images that belongs to the more frequent half of the classes.",
+        goal="the share of the more frequent half, in %.",
         verify=_verify,
         solution=frequent_half,
         mutants=(

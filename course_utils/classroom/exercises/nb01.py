@@ -133,7 +133,7 @@ def _verify_transplanted(answer):
 
 EXERCISES = {
     "1.1": Exercise(
-        goal="the mean accuracy of the many, medium and few classes and of all; NaN for a group without classes.",
+        goal="accuracy of many, medium, few and all classes.",
         verify=_verify_groups,
         solution=accuracy_by_group,
         mutants=(
@@ -144,7 +144,7 @@ EXERCISES = {
         ),
     ),
     "1.2": Exercise(
-        goal="two tensors (C, D), the mean pull and the mean push on every row; the gradient is push - pull.",
+        goal="pull and push on every row, two (C, D) tensors.",
         verify=_verify_forces,
         solution=pull_and_push,
         mutants=(
@@ -155,7 +155,7 @@ EXERCISES = {
         ),
     ),
     "1.3": Exercise(
-        goal="rows of the same directions with norms ||w_j||^(1 - strength) g^strength, g their geometric mean.",
+        goal="the rows with their norms brought together.",
         verify=_verify_equalized,
         solution=equalized,
         mutants=(
@@ -166,7 +166,7 @@ EXERCISES = {
         ),
     ),
     "1.4": Exercise(
-        goal="rows with the directions of `weight` and the norms of `donor`.",
+        goal="directions of `weight`, norms of `donor`.",
         verify=_verify_transplanted,
         solution=transplanted,
         mutants=(
