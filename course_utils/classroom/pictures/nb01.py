@@ -14,7 +14,7 @@ from ..figures import BLUE, CENTERED, VERMILLION, Counts, Names, Numbers
 
 def draw_taken_for(axes: Axes, shares: Tensor, rows: Names, columns: Names) -> Axes:
     """A table of shares in % (R, C), the darker the larger; those that round to 0 stay empty."""
-    axes.imshow(shares, cmap="Greys", vmin=0, vmax=100, aspect="auto")
+    axes.imshow(shares.numpy(), cmap="Greys", vmin=0, vmax=100, aspect="auto")
     for i, values in enumerate(shares.tolist()):
         for j, value in enumerate(values):
             if value >= 0.5:
@@ -59,7 +59,7 @@ def draw_planes(
         shown = sum(found["labels"] == names.index(name) for name in black).bool()
         for ax, edge in zip(panels, (extent, zoom), strict=False):
             figures.feature_plane(ax, found["weight"], found["bias"], counts, names, edge, scale)
-            ax.plot(*found["features"][shown].T, "k.", markersize=2, alpha=0.3)
+            ax.plot(*found["features"][shown].T, "k.", markersize=1.5, markeredgewidth=0)
             ax.set(title=f"{data}: arrows {scale:.1f} times as long", aspect="equal", ylabel="")
     axes[1].set_title("the centre of the left picture")
     axes[0].set_ylabel("feature 2")
