@@ -1,8 +1,10 @@
 """figures.py by what it draws: heights, places, colours; not pixels."""
 
 import io
+import re
 
 import matplotlib
+import nbformat
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -14,6 +16,8 @@ from PIL import Image
 
 from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
+from course_utils.classroom.notebooks import find_notebooks
+from course_utils.classroom.pictures import nb01
 from course_utils.classroom.pictures.nb04 import accuracy_table
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
@@ -95,6 +99,29 @@ def test_group_legend_has_colour_and_marker(axes):
     assert [(h.get_color(), h.get_marker()) for h in handles] == [
         (GROUP_COLORS[g], GROUP_MARKERS[g]) for g in ("many", "medium", "few")
     ]
+
+
+def test_group_points_have_a_band_for_every_second_method_that_reaches_under_its_name(axes):
+    seeds = [{"many": 0.9, "medium": 0.8, "few": 0.1, "all": 0.6}]
+    figures.group_points(axes, {"plain": seeds, "balanced": seeds, "shuffled": seeds})
+    assert [(band.get_y(), band.get_height()) for band in axes.patches] == [(-0.5, 1), (1.5, 1)]
+    assert all(band.get_x() < 0 and not band.get_clip_on() for band in axes.patches)
+    assert axes.get_ylim() == (2.5, -0.5)
+
+
+def test_the_map_has_an_arrow_for_what_the_notebooks_say_they_need(axes):
+    figures.course_map(axes)
+    assert [text.get_text()[:2] for text in axes.texts if text.get_text()] == list(figures.COURSE)
+    before = {number: set(needs.split()) for number, (*_, needs) in figures.COURSE.items()}
+    for number in before:  # and what those need
+        before[number] |= set().union(*(before[first] for first in before[number]))
+    for path in find_notebooks()[1:]:
+        text = nbformat.read(path, 4).cells[0].source
+        asked = re.search(r"^\*\*You need\*\*(.*?)\*\*Time", text, re.MULTILINE | re.DOTALL)[1]
+        needs = set(re.findall(r"\b0[1-9]\b", re.sub(r"\([^)]*\)", "", asked)))
+        number = path.name[:2]
+        assert needs <= before[number] | {figures.COURSE_HELPS.get(number)}, path.stem
+        assert set(figures.COURSE[number][3].split()) <= needs | {"01"}, path.stem
 
 
 def test_letter_scatter_names_every_point(axes):
@@ -205,6 +232,48 @@ def test_the_norm_picture_starts_at_the_trained_classifier_and_moves_both_sides(
         assert [bar.get_height() for bar in left.patches] == pytest.approx([100 * float(x) for x in want], abs=1e-3)
         assert np.array_equal(right.images[0].get_array(), figures.plane_regions(w, b, 2.0))
     assert sweep(picture, strength=[0.0, 0.5, 1.0], size=(4, 2)) == 3
+
+
+# ---- pictures of notebook 01 ----------------------------------------------------------------------------------------
+
+
+def test_what_letters_are_taken_for_is_written_where_it_is_not_zero(axes):
+    nb01.draw_taken_for(axes, torch.tensor([[0.4, 99.6], [60.0, 40.0]]), "JQ", "OI")
+    assert {(text.get_text(), text.get_position()) for text in axes.texts} == {
+        ("100", (1, 0)),
+        ("60", (0, 1)),
+        ("40", (1, 1)),
+    }
+
+
+def test_rows_in_training_are_means_over_seeds_and_the_second_data_set_is_dashed():
+    def history(*values):
+        return [{f"{what} {name}": value for what in ("norm", "cosine") for name in "EZ"} for value in values]
+
+    figure, axes = figures.axes_grid(1, 2)
+    nb01.draw_rows_in_training(axes, {"long": [history(0.1, 0.4), history(0.3, 0.8)], "even": [history(0.5, 0.7)]})
+    for ax in axes:
+        drawn = [(line.get_label(), line.get_linestyle(), [*np.round(line.get_ydata(), 6)]) for line in ax.lines[:4]]
+        long, even = ("-", [0.2, 0.6]), ("--", [0.5, 0.7])
+        assert drawn == [("E, long", *long), ("Z, long", *long), ("E, even", *even), ("Z, even", *even)]
+    plt.close(figure)
+
+
+def test_planes_have_the_longest_arrow_at_three_quarters_of_the_way_to_the_border():
+    weight, bias = head(0)
+    labels = torch.arange(80) % 4
+    features = torch.randn(80, 2, generator=torch.Generator().manual_seed(5))
+    plane = {"weight": weight, "bias": bias, "features": features, "labels": labels}
+    figure, axes = figures.axes_grid(1, 3)
+    nb01.draw_planes(axes, {"long": plane, "even": plane}, COUNTS, "EABZ", "ZB", zoom=0.5)
+    extent = axes[0].get_xlim()[1]
+    for ax in axes:
+        tips = torch.tensor(np.array([line.get_xydata()[1] for line in ax.lines[:4]]))
+        assert tips.norm(dim=1).max() == pytest.approx(0.75 * extent)
+        shown = ax.lines[4].get_xydata()
+        assert np.allclose(shown, features[labels >= 2].numpy())
+    assert axes[1].get_xlim() == (-0.5, 0.5) and axes[2].get_xlim() == axes[0].get_xlim()
+    plt.close(figure)
 
 
 # ---- show() --------------------------------------------------------------------------------------------------------

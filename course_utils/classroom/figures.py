@@ -213,11 +213,13 @@ def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups
     """
     for row, seeds in enumerate(results.values()):
         if row % 2 == 0:
-            axes.axhspan(row - 0.5, row + 0.5, color=GREY, alpha=0.1, linewidth=0)
+            band = axes.axhspan(row - 0.5, row + 0.5, xmin=-1, color=GREY, alpha=0.1, linewidth=0, clip_on=False)
+            band.set_in_layout(False)  # from the left edge of the figure: the name lies in the band of its points
         for k, group in enumerate(groups):
             height = row + 0.2 * (k - (len(groups) - 1) / 2)
             seed_points(axes, [100 * seed[group] for seed in seeds], height, **point_style(group))
     axes.set_yticks(range(len(results)), results)
+    axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set(xlim=(-3, 103), ylim=(len(results) - 0.5, -0.5))
     axes.set_xlabel("test accuracy in %")
@@ -308,7 +310,7 @@ def region_colors(counts: Counts) -> np.ndarray:
     return np.array(shades)
 
 
-def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 120) -> np.ndarray:
+def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 400) -> np.ndarray:
     """(points, points) the class with the largest logit at every place of a square of the feature plane."""
     line = torch.linspace(-extent, extent, points, device=weight.device)
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -363,27 +365,38 @@ def _beyond(x: float, y: float, points: float = 9.0) -> tuple[float, float]:
     return points * x / length, points * y / length
 
 
+COURSE = {  # number: (place in the map, question, methods, the notebooks that it needs)
+    "01": ((0.0, 1.0), "the problem", "weight-norm bias", ""),
+    "02": ((1.0, 2.0), "the classifier", "cosine normalization", "01"),
+    "05": ((1.0, 1.0), "the loss", "LDAM and DRW", "01"),
+    "04": ((1.0, 0.0), "features or classifier?", "samplers, tau-normalization", "01"),
+    "03": ((2.0, 2.4), "new classes arrive", "LUCIR", "02"),
+    "06": ((2.0, 1.6), "the open world", "OLTR memory", "02"),
+    "07": ((2.0, 0.5), "the choice", "all methods, your data", "04 05"),
+}
+COURSE_HELPS = {"05": "02"}  # number: a notebook that helps, but is not needed
+
+
 def course_map(axes: Axes) -> Axes:
-    """The notebooks as boxes: an arrow leads from each to those that need it."""
-    boxes = {
-        "01": (0.0, 1.0, "the problem", "weight-norm bias", VERMILLION),
-        "02": (1.0, 2.0, "the classifier", "cosine normalization", BLUE),
-        "04": (1.0, 1.0, "features or classifier?", "samplers, tau-normalization", BLUE),
-        "05": (1.0, 0.0, "the loss", "LDAM and DRW", GREEN),
-        "03": (2.0, 2.3, "new classes arrive", "LUCIR", PURPLE),
-        "06": (2.0, 1.5, "the open world", "OLTR memory", ORANGE),
-        "07": (2.0, 0.5, "the choice", "all methods, your data", GREY),
-    }
+    """The notebooks as boxes: an arrow leads from each to those that need it, a dotted one to those that it helps."""
     drawn = {}
-    for number, (x, y, question, methods, color) in boxes.items():
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": color, "linewidth": 2}
-        text = f"{number} · {question}\n{methods}"
-        drawn[number] = axes.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box, zorder=3)
-    for first, second in (pair.split() for pair in ("01 02", "01 04", "01 05", "02 03", "02 06", "04 07", "05 07")):
+    for number, ((x, y), question, methods, _) in COURSE.items():
+        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": GREY, "linewidth": 2}
+        drawn[number] = axes.text(x, y, f"{number} · {question}\n{methods}", bbox=box, zorder=3, **CENTERED)
+    arrows = [(first, number, "-") for number, (*_, needs) in COURSE.items() for first in needs.split()]
+    for first, second, line in [*arrows, *((first, number, ":") for number, first in COURSE_HELPS.items())]:
         ends = {"patchA": drawn[first].get_bbox_patch(), "patchB": drawn[second].get_bbox_patch()}
-        arrow = {"arrowstyle": "->", "color": GREY, "shrinkA": 3, "shrinkB": 3, **ends}
-        axes.annotate("", boxes[second][:2], boxes[first][:2], arrowprops=arrow)
-    axes.set(xlim=(-0.4, 2.4), ylim=(-0.4, 2.7))
+        arrow = {
+            "arrowstyle": "->",
+            "color": GREY,
+            "shrinkA": 3,
+            "shrinkB": 3,
+            "linewidth": 1.5,
+            "linestyle": line,
+            **ends,
+        }
+        axes.annotate("", COURSE[second][0], COURSE[first][0], arrowprops=arrow)
+    axes.set(xlim=(-0.4, 2.4), ylim=(-0.4, 2.8))
     axes.axis("off")
     return axes
 
@@ -451,8 +464,13 @@ def norm_picture(
 
     left, right = figure.subplots(1, 2)
     bars = group_bars(left, dotted=accuracies(0.0))
-    left.set(ylim=(0, 100), ylabel="test accuracy in %", title=f"{len(bias)} classes, {features.shape[1]} features")
-    right.set_title(f"{len(flat_names)} classes, 2 features")
+    left.set(
+        ylim=(0, 100),
+        ylabel="test accuracy in %",
+        xlabel="dotted: as trained",
+        title=f"{len(bias)} letters, {features.shape[1]} features",
+    )
+    right.set_title(f"{len(flat_names)} letters, 2 features")
     artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, arrow_scale(flat_weight))
 
     def update(strength: float) -> str:
@@ -461,6 +479,6 @@ def norm_picture(
         moved = equalize_norms(flat_weight, strength)
         artists["scale"] = arrow_scale(moved)
         move_feature_plane(artists, moved, equalize_biases(flat_bias, strength))
-        return f"Norms and biases equalized by {strength:.2f}: {in_percent(now)}. Dotted lines: the trained classifier."
+        return f"Norms and biases equalized by {strength:.2f}: {in_percent(now)}."
 
     return update
