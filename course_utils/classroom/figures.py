@@ -306,7 +306,7 @@ def region_colors(counts: Counts) -> np.ndarray:
     return np.array(shades)
 
 
-def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 120) -> np.ndarray:
+def plane_regions(weight: Tensor, bias: Tensor, extent: float, points: int = 400) -> np.ndarray:
     """(points, points) the class with the largest logit at every place of a square of the feature plane."""
     line = torch.linspace(-extent, extent, points, device=weight.device)
     y, x = torch.meshgrid(line, line, indexing="ij")
