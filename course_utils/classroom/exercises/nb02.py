@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: cosine logits, the loss floor, the scale for a probability, imprinting."""
+"""Exercises of notebook 02: a cosine head, the loss floor, the scale for a probability, the gradient of a row."""
 
 from __future__ import annotations
 
@@ -7,41 +7,122 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ...decoupling import class_means
 from ...heads import CosineClassifier, cosine_loss_floor
 from . import Exercise, Wrong, expect_close
 
-# ---- 2.1: cosine logits --------------------------------------------------------------------------------------------
+# ---- 2.1: a cosine head --------------------------------------------------------------------------------------------
 
 
-def cosine_logits(features, weight, scale):
-    directions = features / features.norm(dim=1, keepdim=True)
-    rows = weight / weight.norm(dim=1, keepdim=True)
-    return scale * directions @ rows.T
+class CosineHead(torch.nn.Module):
+    def __init__(self, in_features, num_classes, scale, learnt):
+        super().__init__()
+        bound = in_features**-0.5
+        self.weight = torch.nn.Parameter(torch.empty(num_classes, in_features).uniform_(-bound, bound))
+        self.scale = torch.nn.Parameter(torch.tensor(float(scale)), requires_grad=learnt)
+
+    def forward(self, features):
+        directions = F.normalize(features, dim=1)
+        rows = F.normalize(self.weight, dim=1)
+        return self.scale * (directions @ rows.T)
 
 
-def _verify_cosine_logits(answer):
+def _verify_cosine_head(answer):
     generator = torch.Generator().manual_seed(2)
-    for batch, classes, dim, scale in ((3, 5, 4, 7.0), (6, 2, 6, 1.5), (1, 2, 3, 30.0)):
-        head = CosineClassifier(dim, classes, scale=scale)
-        features = torch.randn(batch, dim, generator=generator) * torch.rand(batch, 1, generator=generator)
+    for dim, classes, scale, learnt in ((4, 5, 7.0, True), (6, 2, 1.5, False), (3, 4, 30.0, True)):
+        case = f"with {dim} features, {classes} classes, scale {scale:g}, learnt={learnt}"
+        head = answer(dim, classes, scale, learnt)
+        if not isinstance(head, torch.nn.Module):
+            raise Wrong(f"expected a torch.nn.Module {case}, got {type(head).__name__}")
+        weight = _checked_parameters(head, (classes, dim), scale, learnt, case)
+        package = CosineClassifier(dim, classes, scale=scale, learn_scale=learnt)
+        rows = torch.randn(classes, dim, generator=generator) * 3
+        features = torch.randn(8, dim, generator=generator) * (0.1 + torch.rand(8, 1, generator=generator))
+        labels = torch.randint(classes, (8,), generator=generator)
         with torch.no_grad():
-            head.rows[0].copy_(torch.randn(classes, dim, generator=generator) * 3)
-            want = head(features)
-        got = answer(features.clone(), head.weight.detach().clone(), scale)
-        expect_close(got, want, f"for {batch} images, {classes} classes, {dim} features, scale {scale}")
+            weight.copy_(rows)
+            package.rows[0].copy_(rows)
+        logits = head(features.clone())
+        expect_close(logits, package(features), f"logits {case}")
+        F.cross_entropy(logits, labels).backward()
+        F.cross_entropy(package(features), labels).backward()
+        if weight.grad is None:
+            raise Wrong(f"no gradient reaches the rows {case}")
+        expect_close(weight.grad, package.rows[0].grad, f"the gradient of the rows {case}")
+
+
+def _checked_parameters(head, shape, scale, learnt, case):
+    """The rows, or `Wrong`."""
+    weight, own = getattr(head, "weight", None), getattr(head, "scale", None)
+    if not isinstance(weight, torch.nn.Parameter) or tuple(weight.shape) != shape or not weight.requires_grad:
+        seen = tuple(weight.shape) if isinstance(weight, torch.Tensor) else type(weight).__name__
+        raise Wrong(f"self.weight has to be a trainable Parameter of shape {shape} {case}, got {seen}")
+    if not isinstance(own, torch.nn.Parameter) or own.numel() != 1:
+        raise Wrong(f"self.scale has to be a Parameter of one number {case}, got {type(own).__name__}")
+    expect_close(own.item(), scale, f"self.scale {case}")
+    if own.requires_grad != learnt:
+        raise Wrong(f"the scale is {'' if own.requires_grad else 'not '}trained {case}")
+    numbers = sum(p.numel() for p in head.parameters())
+    if numbers != math.prod(shape) + 1:
+        raise Wrong(f"rows and scale have {math.prod(shape) + 1} numbers {case}, your head has {numbers}")
+    if len(weight.detach().unique(dim=0)) < len(weight):
+        raise Wrong(f"some rows start equal {case}: no gradient could tell them apart; draw them at random")
+    return weight
+
+
+class _RowsOnly(CosineHead):
+    def forward(self, features):
+        return self.scale * (features @ F.normalize(self.weight, dim=1).T)
+
+
+class _UnitRowsAtTheStart(CosineHead):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.weight.data = F.normalize(self.weight.data, dim=1)
+
+    def forward(self, features):
+        return self.scale * (F.normalize(features, dim=1) @ self.weight.T)
+
+
+class _Columns(CosineHead):
+    def forward(self, features):
+        return self.scale * (F.normalize(features, dim=0) @ F.normalize(self.weight, dim=0).T)
+
+
+class _NormsAsConstants(CosineHead):
+    def forward(self, features):
+        return self.scale * (F.normalize(features, dim=1) @ (self.weight / self.weight.detach().norm(dim=1)[:, None]).T)
+
+
+class _AlwaysLearnt(CosineHead):
+    def __init__(self, in_features, num_classes, scale, learnt):
+        super().__init__(in_features, num_classes, scale, True)
+
+
+class _WithBias(CosineHead):
+    def __init__(self, in_features, num_classes, scale, learnt):
+        super().__init__(in_features, num_classes, scale, learnt)
+        self.bias = torch.nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, features):
+        return super().forward(features) + self.bias
+
+
+class _Zeros(CosineHead):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        torch.nn.init.zeros_(self.weight)
 
 
 # ---- 2.2: the loss floor -------------------------------------------------------------------------------------------
 
 
 def loss_floor(num_classes, scale):
-    own, other = math.exp(scale), math.exp(-scale / (num_classes - 1))
-    return -math.log(own / (own + (num_classes - 1) * other))
+    gap = scale * num_classes / (num_classes - 1)  # own logit minus any other one
+    return math.log1p((num_classes - 1) * math.exp(-gap))
 
 
 def _verify_loss_floor(answer):
-    for classes, scale in ((2, 0.5), (10, 1.0), (26, 4.0), (100, 9.0)):
+    for classes, scale in ((2, 0.5), (10, 1.0), (26, 4.0), (100, 9.0), (10, 2000.0)):
         want = cosine_loss_floor(classes, scale)
         expect_close(answer(classes, scale), want, f"for {classes} classes and scale {scale:g}", tolerance=1e-3)
 
@@ -64,49 +145,47 @@ def _verify_scale_for(answer):
         expect_close(reached, probability, case, tolerance=1e-3)
 
 
-# ---- 2.4: imprinting -----------------------------------------------------------------------------------------------
+# ---- 2.4: the gradient of a row ------------------------------------------------------------------------------------
 
 
-def imprinted_rows(features, labels, num_new):
-    directions = features / features.norm(dim=1, keepdim=True)
-    means = torch.stack([directions[labels == j].mean(dim=0) for j in range(num_new)])
-    return means / means.norm(dim=1, keepdim=True)
+def row_gradient(features, labels, weight, scale):
+    norms = weight.norm(dim=1, keepdim=True)
+    directions, rows = F.normalize(features, dim=1), weight / norms
+    errors = (scale * directions @ rows.T).softmax(dim=1) - F.one_hot(labels, len(weight))
+    slope = scale * errors.T @ directions / len(features)  # by the direction of each row
+    along = (slope * rows).sum(dim=1, keepdim=True) * rows  # stretching a row changes no logit
+    return (slope - along) / norms
 
 
-def _verify_imprinting(answer):
+def _verify_row_gradient(answer):
     generator = torch.Generator().manual_seed(4)
-    for labels, dim in (([0, 2, 1, 1, 0, 2, 2, 0, 1, 2], 4), ([1, 0, 1, 0], 3), ([0, 0, 0, 1, 2, 3, 3], 6)):
-        labels = torch.tensor(labels)
-        classes = int(labels.max()) + 1
-        features = torch.randn(len(labels), dim, generator=generator) + 2 * torch.eye(classes, dim)[labels]
-        features = features * (0.2 + 5 * torch.rand(len(labels), 1, generator=generator))
-        head = CosineClassifier(dim, classes)
-        head.imprint(features, labels)
-        want = F.normalize(head.weight.detach(), dim=1)
-        case = f"for {len(labels)} images of {classes} classes, {dim} features"
-        expect_close(answer(features.clone(), labels.clone(), classes), want, case)
+    for batch, classes, dim, scale in ((6, 4, 5, 3.0), (1, 3, 2, 1.0), (9, 26, 8, 15.0)):
+        head = CosineClassifier(dim, classes, scale=scale)
+        features = torch.randn(batch, dim, generator=generator) * (0.5 + torch.rand(batch, 1, generator=generator))
+        labels = torch.randint(classes, (batch,), generator=generator)
+        with torch.no_grad():
+            head.rows[0].copy_(torch.randn(classes, dim, generator=generator) * 3)
+        F.cross_entropy(head(features), labels).backward()
+        got = answer(features.clone(), labels.clone(), head.weight.detach().clone(), scale)
+        case = f"for {batch} images, {classes} classes, {dim} features, scale {scale:g}"
+        expect_close(got, head.rows[0].grad, case)
 
 
 EXERCISES = {
     "2.1": Exercise(
-        goal="logits that depend on angles only: the scale times the cosine of every feature with every row.",
-        verify=_verify_cosine_logits,
-        solution=cosine_logits,
-        mutants=(
-            lambda f, w, s: s * f @ F.normalize(w, dim=1).T,  # the rows only
-            lambda f, w, s: s * F.normalize(f, dim=0) @ F.normalize(w, dim=0).T,  # normalizes columns
-            lambda f, w, s: cosine_logits(s * f, w, 1.0),  # the scale inside
-            lambda f, w, s: s * (f / f.norm()) @ (w / w.norm()).T,  # one norm for all
-        ),
+        goal="a head whose logits depend on angles only: one scale times the cosine of every feature with every row.",
+        verify=_verify_cosine_head,
+        solution=CosineHead,
+        mutants=(_RowsOnly, _UnitRowsAtTheStart, _Columns, _NormsAsConstants, _AlwaysLearnt, _WithBias, _Zeros),
     ),
     "2.2": Exercise(
         goal="the smallest cross-entropy that C classes can reach with cosine logits of a given scale.",
         verify=_verify_loss_floor,
         solution=loss_floor,
         mutants=(
-            lambda c, s: math.log(1 + (c - 1) * math.exp(-2 * s)),  # the others opposite
-            lambda c, s: math.log(1 + (c - 1) * math.exp(-s)),  # the others orthogonal
-            lambda c, s: math.log(1 + c * math.exp(-s * c / (c - 1))),  # counts itself twice
+            lambda c, s: math.log1p((c - 1) * math.exp(-2 * s)),  # the others opposite
+            lambda c, s: math.log1p((c - 1) * math.exp(-s)),  # the others orthogonal
+            lambda c, s: math.log1p(c * math.exp(-s * c / (c - 1))),  # counts itself twice
             lambda c, s: math.exp(-loss_floor(c, s)),  # the probability instead
         ),
     ),
@@ -121,14 +200,23 @@ EXERCISES = {
         ),
     ),
     "2.4": Exercise(
-        goal="a unit row for every new class: the mean direction of its features.",
-        verify=_verify_imprinting,
-        solution=imprinted_rows,
+        goal="the gradient of the mean cross-entropy with respect to the rows of a cosine head, without autograd.",
+        verify=_verify_row_gradient,
+        solution=row_gradient,
         mutants=(
-            lambda f, y, n: F.normalize(class_means(f, y, n), dim=1),  # means of raw features
-            lambda f, y, n: class_means(F.normalize(f, dim=1), y, n),  # not of unit length
-            lambda f, y, n: F.normalize(torch.stack([f[y == j][0] for j in range(n)]), dim=1),  # the first image only
-            lambda f, y, n: imprinted_rows(f, y, n)[list(dict.fromkeys(y.tolist()))],  # in the order of appearance
+            lambda f, y, w, s: row_gradient(f, y, w, s) * w.norm(dim=1, keepdim=True),  # forgets to divide by the norm
+            lambda f, y, w, s: row_gradient(f, y, w, s) * len(f),  # the sum over images
+            lambda f, y, w, s: -row_gradient(f, y, w, s),  # the way down
+            lambda f, y, w, s: row_gradient(f, y, w, s) / s,  # forgets the scale
+            lambda f, y, w, s: _pull(f, y, w, s) / w.norm(dim=1, keepdim=True),  # keeps the part along the row
+            lambda f, y, w, s: row_gradient(f, y, w, s) * f.norm(dim=1).mean(),  # features at their length
         ),
     ),
 }
+
+
+def _pull(features, labels, weight, scale):
+    """The gradient by the directions of the rows, as if they were free numbers."""
+    directions = F.normalize(features, dim=1)
+    errors = (scale * directions @ F.normalize(weight, dim=1).T).softmax(dim=1) - F.one_hot(labels, len(weight))
+    return scale * errors.T @ directions / len(features)

@@ -1,41 +1,45 @@
-"""Pictures of notebook 02: the scale of cosine logits; a class vector that is turned and stretched."""
+"""Pictures of notebook 02: the scale of cosine logits; a row that is turned and stretched; sectors on a circle."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...heads import cosine_loss_floor
+from ...runtime import require
 from .. import figures
-from ..figures import BLUE, GREY, VERMILLION, Counts, Names, Numbers, picture
+from ..figures import BLUE, GREY, ORANGE, Counts, Names, Numbers, picture
 
 
 @picture
-def scale_picture(figure: Figure, most_classes: int, scales: Numbers):
-    """Left: the best softmax that cosine logits allow. Right: the loss floor along the scale."""
+def scale_picture(figure: Figure, scales: Numbers):
+    """Along the scale. Left: the best probability that cosine logits allow. Right: the loss floor."""
     left, right = figure.subplots(1, 2)
-    bars = left.bar(range(most_classes), [0.0] * most_classes, color=[VERMILLION] + [GREY] * (most_classes - 1))
-    left.set(ylim=(0, 1), xlabel="class; the right one is 0", ylabel="probability", xlim=(-0.8, most_classes - 0.2))
-    (line,) = right.plot([], [], color=BLUE)
-    (dot,) = right.plot([], [], "o", color=VERMILLION, markersize=9)
-    right.set(xlim=(0, max(scales)), ylim=(0, 3.5), xlabel="scale", ylabel="smallest possible loss (nats)")
-    left.set_title("the best prediction possible")
-    right.set_title("the loss floor")
+    grid = torch.linspace(0, max(scales), 200).tolist()
+    lines = [axes.plot([], [], color=BLUE, linewidth=2)[0] for axes in (left, right)]
+    dots = [axes.plot([], [], "o", color=ORANGE, markersize=10)[0] for axes in (left, right)]
+    left.axhline(99, color=GREY, linestyle=":")
+    left.annotate("99 %", (max(scales), 97), ha="right", va="top", color=GREY)
+    left.set(ylim=(0, 104), ylabel="right class, at most, in %", title="how sure the softmax can be")
+    right.set(ylim=(0, 3.4), ylabel="smallest loss (nats)", title="the loss floor")
+    for axes in (left, right):
+        axes.set(xlim=(0, max(scales)), xlabel="scale")
 
     def update(classes: int, scale: float) -> str:
+        floors = [cosine_loss_floor(classes, s) for s in grid]
         floor = cosine_loss_floor(classes, scale)
-        best = math.exp(-floor)
-        for j, bar in enumerate(bars):
-            bar.set_height(best if j == 0 else (1 - best) / (classes - 1) if j < classes else 0)
-        grid = torch.linspace(0, max(scales), 60).tolist()
-        line.set_data(grid, [cosine_loss_floor(classes, s) for s in grid])
-        dot.set_data([scale], [floor])
+        for line, values in zip(lines, ([100 * math.exp(-f) for f in floors], floors), strict=True):
+            line.set_data(grid, values)
+        for dot, value in zip(dots, (100 * math.exp(-floor), floor), strict=True):
+            dot.set_data([scale], [value])
         return (
-            f"{classes} classes, scale {scale:g}: the right class gets at most {100 * best:.1f} %, "
+            f"{classes} classes, scale {scale:g}: the right class gets at most {100 * math.exp(-floor):.1f} %, "
             f"so the loss cannot fall below {floor:.3f}."
         )
 
@@ -76,3 +80,42 @@ def vector_picture(figure: Figure, weight: Tensor, counts: Counts, names: Names,
         )
 
     return update
+
+
+def sectors(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the part of the circle begins that each row (C, 2) of a cosine head wins, and how wide it is: two (C,),
+    in degrees, C at least 2. A border lies half-way between two neighbouring rows; the widths add up to 360."""
+    require(weight.ndim == 2 and weight.shape[1] == 2, "weight", f"shape {tuple(weight.shape)}", "(classes, 2)")
+    require(len(weight) >= 2, "weight", "one row", "at least two")
+    angles = torch.rad2deg(torch.atan2(weight[:, 1], weight[:, 0])) % 360
+    order = angles.argsort()
+    after = (angles[order].roll(-1) - angles[order]) % 360  # to the next row, counter-clockwise
+    begins, widths = torch.empty_like(angles), torch.empty_like(angles)
+    begins[order] = angles[order] - after.roll(1) / 2
+    widths[order] = (after + after.roll(1)) / 2
+    return begins % 360, widths
+
+
+def draw_sectors(
+    axes: Axes, weight: Tensor, features: Tensor, labels: Tensor, counts: Counts, names: Names, shown: int = 60
+) -> Axes:
+    """The circle of a cosine head on two features: its rows (C, 2) as arrows in the sectors that they win, and around
+    it a ring for each class with the directions of up to `shown` of its images, features (N, 2)."""
+    colors = figures.region_colors(counts)
+    style = {"markevery": [1], "markersize": 7, "markeredgecolor": "white", "linestyle": "-", "linewidth": 2}
+    rows, directions = F.normalize(weight, dim=1), F.normalize(features, dim=1)
+    text = {"path_effects": figures.halo(3), "zorder": 6, **figures.CENTERED}
+    for j, (begin, width) in enumerate(zip(*(t.tolist() for t in sectors(weight)), strict=True)):
+        group, ring = figures.group_of(counts)[j], 1.12 + 0.1 * j
+        axes.add_patch(Wedge((0, 0), 1, begin, begin + width, facecolor=colors[j], edgecolor="white"))
+        x, y = (0.94 * rows[j]).tolist()
+        axes.plot([0, x], [0, y], **figures.point_style(group, **style), zorder=5)
+        place = 0.8 if j % 2 == 0 else 0.55  # names of neighbours do not cover one another
+        axes.text(place * x, place * y, names[j], fontsize=12, fontweight="bold", **text)
+        axes.add_patch(Wedge((0, 0), ring + 0.003, 0, 360, width=0.006, facecolor=GREY, alpha=0.3))
+        images = ring * directions[labels == j][:shown]
+        axes.plot(*images.T, ".", markersize=5, color=figures.GROUP_COLORS[group], alpha=0.5)
+        axes.text(ring * math.cos(math.radians(250)), ring * math.sin(math.radians(250)), names[j], fontsize=9, **text)
+    edge = 1.12 + 0.1 * len(counts)
+    axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal", xticks=[], yticks=[])
+    return figures.bare(axes)
