@@ -47,6 +47,7 @@ from course_utils.losses import (
     FocalLoss,
     LDAMHingeLoss,
     LDAMLoss,
+    LogitAdjustedLoss,
     distillation_loss,
     drw_weights,
     effective_number_weights,
@@ -263,6 +264,16 @@ CASES = {
     "losses.FocalLoss": Case(
         lambda c, logits, labels, weight: FocalLoss(2.0, weight)(logits, labels),
         fixed="NC",
+        logits="real N C",
+        labels="class N",
+        weight="positive C",
+    ),
+    "losses.LogitAdjustedLoss": Case(
+        lambda c, class_counts, logits, labels, weight: LogitAdjustedLoss(class_counts, 0.7, weight).to(logits.device)(
+            logits, labels
+        ),
+        fixed="NC",
+        class_counts="count C",
         logits="real N C",
         labels="class N",
         weight="positive C",
