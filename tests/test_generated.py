@@ -60,6 +60,7 @@ from course_utils.losses import (
 from course_utils.metrics import (
     accepting_threshold,
     balanced_accuracy,
+    best_temperature,
     calibration_error,
     confidence_of,
     confusion_matrix,
@@ -196,6 +197,9 @@ CASES = {
         class_counts="count0 C",
     ),
     "metrics.shot_groups": Case(lambda c, class_counts: shot_groups(class_counts), "C", class_counts="count0 C"),
+    "metrics.best_temperature": Case(
+        lambda c, logits, labels: best_temperature(logits, labels), logits="real N C", labels="class N"
+    ),
     "metrics.calibration_error": Case(
         lambda c, probabilities, labels: calibration_error(probabilities, labels, bins=8),
         probabilities="probability N C",
