@@ -51,7 +51,7 @@ def _sum_to_length(weights: Tensor) -> Tensor:
     return (weights * len(weights) / weights.sum()).float()
 
 
-# ---- focal loss, and label-distribution-aware margins (LDAM, Cao et al. 2019) ----------------------------------------
+# ---- focal loss, logit adjustment, and label-distribution-aware margins (LDAM, Cao et al. 2019) ---------------------
 
 
 class FocalLoss(nn.Module):
@@ -85,6 +85,45 @@ class FocalLoss(nn.Module):
         miss = miss.clamp(min=torch.finfo(miss.dtype).eps)  # at 0 the gradient of miss^gamma would be infinite
         # (1 - p_y)^gamma * (-log p_y)   (Lin et al. 2017, equation 5)
         return _weighted_mean(miss**self.gamma * negative_log, labels, self.weight)
+
+
+class LogitAdjustedLoss(nn.Module):
+    """Cross-entropy of z_j + tau log(n_j / N): the network learns what the shares of the training images do not say.
+
+    With tau = 1 this is balanced softmax (Ren et al. 2020, equation 3); with any tau the logit-adjusted loss (Menon et
+    al. 2021, equation 10). It only trains: at test time the argmax of the plain logits z is the answer, for classes
+    that are equally frequent there.
+
+    Args:
+        class_counts: n_j, each at least 1. tau: at least 0; 0 is cross-entropy.
+        weight: (C,) weights of at least 0; the sum over the batch is divided by the sum of its weights.
+
+    Called with logits (B, C) and int64 labels (B,), it gives a scalar.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Differs from the released code of Ren et al. in: shares instead of counts, which softmax cannot tell apart.
+    """
+
+    log_shares: Tensor
+    weight: Tensor | None
+
+    def __init__(self, class_counts: Tensor | Sequence[int], tau: float = 1.0, weight: Tensor | None = None):
+        super().__init__()
+        require(0 <= tau < math.inf, "tau", tau, "a finite number of at least 0")
+        self.tau = tau
+        counts = of_classes("class_counts", class_counts, least=1)
+        shares = counts.cpu().double() / counts.sum().item()
+        self.register_buffer("log_shares", shares.log().float().to(counts.device))
+        self.register_buffer("weight", _checked_weight(weight, len(counts)))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        _check_batch("logits", logits, labels, len(self.log_shares))
+        (logits,) = floats(logits=logits)
+        # cross-entropy of z_j + tau log(n_j / N)   (Menon et al. 2021, equation 10)
+        adjusted = logits + self.tau * self.log_shares.to(logits)
+        return F.cross_entropy(adjusted, labels, weight=None if self.weight is None else self.weight.to(logits))
 
 
 def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, *, exponent: float = 0.25) -> Tensor:

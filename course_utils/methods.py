@@ -37,12 +37,19 @@ from .decoupling import (
     train_head,
 )
 from .heads import CosineClassifier
-from .losses import DeferredReweighting, FocalLoss, LDAMLoss, effective_number_weights, inverse_frequency_weights
+from .losses import (
+    DeferredReweighting,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    effective_number_weights,
+    inverse_frequency_weights,
+)
 from .metrics import balanced_accuracy
 from .networks import ImageClassifier, SmallCNN
 from .openworld import second_stage
 from .runtime import keeping_random_state, require
-from .sampling import ClassBalancedSampler, ProgressivelyBalancedSampler, SquareRootSampler
+from .sampling import ClassBalancedSampler, DeferredResampler, ProgressivelyBalancedSampler, SquareRootSampler
 from .training import Augmentation, cosine_schedule, evaluating, extract_features, fit, predict, random_shift
 
 TAUS = tuple(t / 10 for t in range(21))
@@ -165,6 +172,12 @@ _focal = recipe(loss=lambda s: FocalLoss(2.0))
 _cosine = recipe(head=CosineClassifier)
 _ldam = recipe(loss=lambda s: LDAMLoss(s.counts, scale=LDAM_SCALE), head=unit_cosine)
 _drw = recipe(loss=lambda s: deferred(s, nn.CrossEntropyLoss))
+_balanced_softmax = recipe(loss=lambda s: LogitAdjustedLoss(s.counts))
+_ldam_drs = recipe(
+    loss=lambda s: LDAMLoss(s.counts, scale=LDAM_SCALE),
+    sampler=lambda s: DeferredResampler(s.train.labels, s.epochs, at=s.defer_at, seed=s.seed),
+    head=unit_cosine,
+)
 _ldam_drw = recipe(loss=lambda s: deferred(s, partial(LDAMLoss, s.counts, scale=LDAM_SCALE)), head=unit_cosine)
 
 
@@ -310,6 +323,10 @@ METHODS: dict[str, Method] = {
     "LDAM": Method("a margin for each class, wider for rare ones", "05", _BOTH, _ldam),
     "CE + DRW": Method("cross-entropy, re-weighted late in training", "05", _BOTH, _drw),
     "LDAM + DRW": Method("LDAM, re-weighted late in training", "05", _BOTH, _ldam_drw),
+    "LDAM + DRS": Method("LDAM, classes drawn equally often late in training", "05", _BOTH, _ldam_drs),
+    "balanced softmax": Method(
+        "cross-entropy with the log of each class's share added", "05", _BOTH, _balanced_softmax
+    ),
     "OLTR memory": Method(
         "two stages; centroids, attention and distance beside the features", "06", (*_BOTH, "memory"), oltr
     ),

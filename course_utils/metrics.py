@@ -10,7 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn import functional as F
 
 from .checks import floats, of_classes, sums, whole
 from .runtime import require
@@ -76,6 +78,25 @@ def calibration_error(probabilities: Tensor, labels: Tensor, *, bins: int = 15) 
     confidence, right, bin_of = _bins_of(probabilities, labels, bins)
     # sum_b n_b / N * |accuracy_b - confidence_b|   (Guo et al. 2017, equation 3)
     return (sums(right - confidence, bin_of, bins).abs().sum() / len(labels)).item()
+
+
+def best_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T, from 0.01 to 100, with the smallest cross-entropy of softmax(logits / T) (Guo et al. 2017, section 4.2).
+
+    logits: (N, C) of images that were not trained on; labels: (N,) of theirs. The answers stay, confidences change.
+    """
+    (scores,) = floats(logits=logits)
+    require(scores.ndim == 2 and len(scores), "logits", f"shape {tuple(scores.shape)}", "(N, C), N at least 1")
+    require(scores.isfinite().all(), "logits", "NaN or infinity", "finite numbers")
+    labels = whole("labels", labels, scores.shape[1])
+    require(len(labels) == len(scores), "labels", len(labels), f"one for each of {len(scores)} rows of logits")
+    scores, labels = scores.cpu().double(), labels.cpu()
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(scores / math.exp(log_temperature), labels).item()
+
+    ends = math.log(0.01), math.log(100)
+    return math.exp(minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6}).x)
 
 
 def reliability_bins(probabilities: Tensor, labels: Tensor, *, bins: int = 15) -> dict[str, list[float]]:

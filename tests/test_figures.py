@@ -17,10 +17,11 @@ from PIL import Image
 from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
 from course_utils.classroom.notebooks import find_notebooks
-from course_utils.classroom.pictures import nb01
+from course_utils.classroom.pictures import nb01, taxonomy
 from course_utils.classroom.pictures.nb04 import accuracy_table
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
+from course_utils.methods import METHODS
 from course_utils.metrics import paired_interval
 
 COUNTS = [500, 100, 20, 19]
@@ -351,3 +352,18 @@ def test_group_lines_follow_the_results_in_percent(axes):
     drawn = {line.get_color(): [round(y) for y in line.get_ydata()] for line in axes.lines}
     wanted = {"many": [90, 70], "medium": [80, 60], "few": [10, 30], "all": [60, 50]}
     assert drawn == {GROUP_COLORS[group]: values for group, values in wanted.items()}
+
+
+def test_the_taxonomy_has_every_method_once_inside_its_box():
+    placed = [name for _, cells in taxonomy.CHANGES.values() for names in cells for name in names]
+    assert sorted([*placed, "cross-entropy"]) == sorted(METHODS)
+    figure, _ = taxonomy.draw()
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    boxes = [patch.get_window_extent() for patch in axes.patches]
+    words = [text for text in axes.texts if text.get_text().split("  ")[0] in placed]
+    assert len(words) == len(placed)
+    for text in words:
+        x0, y0, x1, y1 = text.get_window_extent().extents
+        assert any(box.contains(x0, y0) and box.contains(x1, y1) for box in boxes), text.get_text()
+    plt.close(figure)

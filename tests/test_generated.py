@@ -47,6 +47,7 @@ from course_utils.losses import (
     FocalLoss,
     LDAMHingeLoss,
     LDAMLoss,
+    LogitAdjustedLoss,
     distillation_loss,
     drw_weights,
     effective_number_weights,
@@ -59,6 +60,7 @@ from course_utils.losses import (
 from course_utils.metrics import (
     accepting_threshold,
     balanced_accuracy,
+    best_temperature,
     calibration_error,
     confidence_of,
     confusion_matrix,
@@ -195,6 +197,9 @@ CASES = {
         class_counts="count0 C",
     ),
     "metrics.shot_groups": Case(lambda c, class_counts: shot_groups(class_counts), "C", class_counts="count0 C"),
+    "metrics.best_temperature": Case(
+        lambda c, logits, labels: best_temperature(logits, labels), logits="real N C", labels="class N"
+    ),
     "metrics.calibration_error": Case(
         lambda c, probabilities, labels: calibration_error(probabilities, labels, bins=8),
         probabilities="probability N C",
@@ -263,6 +268,16 @@ CASES = {
     "losses.FocalLoss": Case(
         lambda c, logits, labels, weight: FocalLoss(2.0, weight)(logits, labels),
         fixed="NC",
+        logits="real N C",
+        labels="class N",
+        weight="positive C",
+    ),
+    "losses.LogitAdjustedLoss": Case(
+        lambda c, class_counts, logits, labels, weight: LogitAdjustedLoss(class_counts, 0.7, weight).to(logits.device)(
+            logits, labels
+        ),
+        fixed="NC",
+        class_counts="count C",
         logits="real N C",
         labels="class N",
         weight="positive C",

@@ -14,6 +14,7 @@ from course_utils.losses import (
     FocalLoss,
     LDAMHingeLoss,
     LDAMLoss,
+    LogitAdjustedLoss,
     adaptive_less_forget_weight,
     distillation_loss,
     effective_number_weights,
@@ -408,6 +409,44 @@ def test_the_gradient_of_ldam_is_that_of_the_shifted_softmax(weight):
     error = slow_logits(cosines.detach(), labels, 0.4, 9.0).softmax(1) - F.one_hot(labels, 4)
     want = 9.0 * error * (of_image / of_image.sum())[:, None]
     assert torch.allclose(cosines.grad, want, atol=1e-6)
+
+
+# ---- logit adjustment, balanced softmax ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_balanced_softmax_multiplies_each_exponential_by_the_count(weight):
+    """-log(n_y e^z_y / sum_j n_j e^z_j), Ren et al. 2020, equation 3."""
+    logits, labels = 3 * torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 3, 0])
+    total, weights = 0.0, 0.0
+    for z, y in zip(logits.tolist(), labels.tolist(), strict=True):
+        parts = [n * math.exp(value) for n, value in zip(COUNTS, z, strict=True)]
+        w = 1.0 if weight is None else weight[y].item()
+        total, weights = total - w * math.log(parts[y] / sum(parts)), weights + w
+    loss = LogitAdjustedLoss(COUNTS, weight=weight)
+    assert loss(logits, labels).item() == pytest.approx(total / weights, rel=1e-6)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
+def test_logit_adjustment_moves_the_optimum_to_the_balanced_one(tau):
+    """Without features the best logits are (1 - tau) log(n_j / N): at tau = 1 nothing of the tail is left in them."""
+    labels, shares = torch.arange(4).repeat_interleave(torch.tensor(COUNTS)), torch.tensor(COUNTS) / sum(COUNTS)
+    for logits, slope in (((1 - tau) * shares.log(), 0.0), (shares.log(), min(tau, 0.1))):
+        logits.requires_grad_()
+        LogitAdjustedLoss(COUNTS, tau)(logits.expand(len(labels), 4), labels).backward()
+        assert logits.grad.norm() == pytest.approx(0, abs=1e-6) if slope == 0 else logits.grad.norm() > slope
+
+
+def test_without_tau_logit_adjustment_is_cross_entropy():
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 3, 1, 2, 3])
+    assert torch.equal(LogitAdjustedLoss(COUNTS, 0.0)(logits, labels), F.cross_entropy(logits, labels))
+    assert LogitAdjustedLoss(COUNTS)(logits, labels) != F.cross_entropy(logits, labels)
+
+
+@pytest.mark.parametrize("tau", [-0.1, math.inf, math.nan])
+def test_logit_adjustment_refuses_a_tau_out_of_range(tau):
+    with pytest.raises(ValueError, match=r"tau: got .*; allowed: a finite number of at least 0"):
+        LogitAdjustedLoss(COUNTS, tau)
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT])

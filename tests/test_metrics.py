@@ -10,6 +10,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from course_utils.metrics import (
     average_incremental_accuracy,
     balanced_accuracy,
+    best_temperature,
     calibration_error,
     confusion_matrix,
     difference_text,
@@ -163,6 +164,29 @@ def test_reliability_bins_hold_what_the_calibration_error_sums():
     assert sum(found["count"]) == 300 and len(filled) < 7, "nothing is less sure than 1 in 4"
     assert all(j / 7 < found["confidence"][j] <= (j + 1) / 7 for j in filled)
     assert all(math.isnan(found["accuracy"][j]) for j in range(7) if j not in filled)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_the_best_temperature_makes_the_confidence_the_accuracy(dtype):
+    """80 of 100 images right, all with logits (a, 0): 1 / (1 + e^(-a / T)) = 0.8 at T = a / log 4."""
+    labels = torch.zeros(100).long()
+    labels[80:] = 1
+    for a in (0.5, 2.0, 9.0):
+        logits = torch.tensor([[a, 0.0]], dtype=dtype).expand(100, 2)
+        assert best_temperature(logits, labels) == pytest.approx(a / math.log(4), rel=1e-4)
+        assert best_temperature(3 * logits, labels) == pytest.approx(3 * a / math.log(4), rel=1e-4)
+
+
+def test_a_temperature_needs_a_label_for_each_row_of_finite_logits():
+    logits = torch.randn(4, 3)
+    for wrong, labels, what in (
+        (logits[:0], torch.zeros(0).long(), "logits"),
+        (logits * math.nan, torch.zeros(4).long(), "logits"),
+        (logits, torch.zeros(3).long(), "labels"),
+        (logits, torch.full((4,), 3), "labels"),
+    ):
+        with pytest.raises(ValueError, match=f"^{what}: "):
+            best_temperature(wrong, labels)
 
 
 def test_calibration_error_of_the_sure_and_right_is_0_and_of_the_sure_and_wrong_1():

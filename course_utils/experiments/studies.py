@@ -35,7 +35,7 @@ from ..data import (
 )
 from ..files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
-from ..metrics import balanced_accuracy, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
+from ..metrics import best_temperature, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import NETWORKS
 from ..runtime import choose_device, digest, located, require
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
@@ -427,6 +427,11 @@ def score(
     if METHODS[trained.name].probabilities:
         probabilities = logits.softmax(1)
         row["calibration_error"] = calibration_error(probabilities, images.labels)
+        if len(chosen_on):
+            row["temperature"] = best_temperature(chosen_by, chosen_on.labels)
+            scaled = (logits / row["temperature"]).softmax(1)
+            row["calibration_error_scaled"] = calibration_error(scaled, images.labels)
         row["reliability"] = reliability_bins(probabilities, images.labels)
-    row["validation"] = balanced_accuracy(chosen_by.argmax(1), chosen_on.labels, classes)
+    on_validation = per_class_accuracy(chosen_by.argmax(1), chosen_on.labels, classes)
+    row |= {"validation": on_validation.nanmean().item(), "validation_per_class": on_validation.tolist()}
     return plain(row | {"chosen": trained.chosen, "cost": trained.cost})

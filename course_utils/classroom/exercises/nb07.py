@@ -1,51 +1,37 @@
-"""Exercises of notebook 07: paired differences, an honest choice, a bootstrap interval, the calibration error."""
+"""Exercises of notebook 07: the bootstrap, an honest choice, the calibration error, the guide."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from ...metrics import calibration_error, mean_and_spread
-from . import Exercise, expect_close
+from ...metrics import calibration_error, mean_and_spread, paired_interval
+from . import Exercise, Wrong, expect_close
 
-# ---- 7.1: paired differences ---------------------------------------------------------------------------------------
-
-
-def paired(first, second):
-    differences = [first[seed] - second[seed] for seed in first if seed in second]
-    mean, spread = mean_and_spread(differences)
-    return mean, spread / len(differences) ** 0.5
+# ---- 7.1: the bootstrap --------------------------------------------------------------------------------------------
 
 
-_PAIRS = (
-    ({0: 91.0, 1: 87.0, 2: 90.0}, {0: 89.5, 1: 85.0, 2: 89.0}, "for three seeds"),
-    ({4: 70.0, 1: 80.0, 2: 75.0, 3: 90.0}, {1: 78.0, 2: 74.0, 3: 85.0, 4: 71.0}, "for four seeds in another order"),
-    ({0: 50.0, 1: 60.0, 2: 40.0, 5: 99.0}, {0: 45.0, 2: 36.0, 1: 57.0}, "when seed 5 was run for the first alone"),
-)
+def bootstrap(values, drawn, level):
+    means = values[drawn].mean(dim=1)
+    return means.quantile((1 - level) / 2), means.quantile((1 + level) / 2)
 
 
-def _verify_paired(answer):
-    for first, second, case in _PAIRS:
-        got = answer(dict(first), dict(second))
-        expect_close(got, paired(first, second), f"(mean, standard error) {case}")
+def _verify_bootstrap(answer):
+    cases = (([2.0, 1.5, 3.0], 0.95), ([4.1, -0.3, 0.8, 1.1, 2.0], 0.95), ([4.1, -0.3, 0.8, 1.1, 2.0], 0.8))
+    for values, level in cases:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(len(values), (10_000, len(values)), generator=generator)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        case = f"(low, high) for the values {values} and level {level}"
+        expect_close(answer(tensor.clone(), drawn.clone(), level), bootstrap(tensor, drawn, level), case)
 
 
-def _by_place(first, second):
-    differences = [a - b for a, b in zip(first.values(), second.values(), strict=False)]
-    mean, spread = mean_and_spread(differences)
-    return mean, spread / math.sqrt(len(differences))
+def _ends(means, level):
+    return means.quantile((1 - level) / 2), means.quantile((1 + level) / 2)
 
 
-def _not_paired(first, second):
-    (a, s), (b, t) = mean_and_spread(first.values()), mean_and_spread(second.values())
-    return a - b, math.sqrt(s**2 / len(first) + t**2 / len(second))
-
-
-def _divided_by_n(first, second):
-    differences = [first[seed] - second[seed] for seed in first if seed in second]
-    mean = sum(differences) / len(differences)
-    return mean, math.sqrt(sum((d - mean) ** 2 for d in differences)) / len(differences)
+def _normal(values, drawn, level):
+    half = 1.96 * values.std() / len(values) ** 0.5
+    return values.mean() - half, values.mean() + half
 
 
 # ---- 7.2: an honest choice -----------------------------------------------------------------------------------------
@@ -107,34 +93,7 @@ def _best_seed(runs, budget):
     return mean_and_spread(run["test"] for run in runs if run["method"] == best)[0]
 
 
-# ---- 7.3: the bootstrap --------------------------------------------------------------------------------------------
-
-
-def bootstrap(values, drawn, level):
-    means = values[drawn].mean(dim=1)
-    return means.quantile((1 - level) / 2), means.quantile((1 + level) / 2)
-
-
-def _verify_bootstrap(answer):
-    cases = (([2.0, 1.5, 3.0], 0.95), ([4.1, -0.3, 0.8, 1.1, 2.0], 0.95), ([4.1, -0.3, 0.8, 1.1, 2.0], 0.8))
-    for values, level in cases:
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(len(values), (10_000, len(values)), generator=generator)
-        tensor = torch.tensor(values, dtype=torch.float64)
-        case = f"(low, high) for the values {values} and level {level}"
-        expect_close(answer(tensor.clone(), drawn.clone(), level), bootstrap(tensor, drawn, level), case)
-
-
-def _ends(means, level):
-    return means.quantile((1 - level) / 2), means.quantile((1 + level) / 2)
-
-
-def _normal(values, drawn, level):
-    half = 1.96 * values.std() / len(values) ** 0.5
-    return values.mean() - half, values.mean() + half
-
-
-# ---- 7.4: the calibration error ------------------------------------------------------------------------------------
+# ---- 7.3: the calibration error ------------------------------------------------------------------------------------
 
 
 def ece(confidence, right, bins):
@@ -163,17 +122,72 @@ def _gaps(confidence, right, bins):
     return [(right[place == k].float().mean() - confidence[place == k].mean()).abs() for k in place.unique()]
 
 
+# ---- 7.4: the guide --------------------------------------------------------------------------------------------------
+
+
+def choose(accuracy, shares, usable):
+    value = {m: [sum(a * s for a, s in zip(row, shares, strict=True)) for row in accuracy[m]] for m in usable}
+    best = max(value, key=lambda m: sum(value[m]))
+    ties = []
+    for m in value:
+        low, high = paired_interval(a - b for a, b in zip(value[best], value[m], strict=True))
+        if m != best and low <= 0 <= high:
+            ties.append(m)
+    return best, ties
+
+
+_GUIDE = {  # method -> seeds x classes, validation accuracy
+    "A": [[0.98, 0.80, 0.30], [0.97, 0.82, 0.34], [0.98, 0.81, 0.29]],
+    "B": [[0.90, 0.84, 0.72], [0.91, 0.85, 0.70], [0.90, 0.83, 0.74]],
+    "C": [[0.91, 0.82, 0.73], [0.90, 0.86, 0.68], [0.92, 0.83, 0.74]],
+    "D": [[0.93, 0.90, 0.80], [0.93, 0.90, 0.79], [0.94, 0.91, 0.81]],
+    "E": [[0.99, 0.60, 0.99], [0.60, 0.99, 0.60], [0.85, 0.85, 0.85]],
+}
+_EQUAL, _TAIL, _RARE = [1 / 3, 1 / 3, 1 / 3], [0.9, 0.08, 0.02], [0.0, 0.0, 1.0]
+_QUESTIONS = (
+    (_EQUAL, ["A", "B", "C", "D", "E"], "when all classes count the same"),
+    (_EQUAL, ["A", "B", "C"], "when D and E cannot be used"),
+    (_TAIL, ["A", "B", "C", "D"], "when the shares have a long tail"),
+    (_RARE, ["E", "C", "A", "B"], "when only the rare class counts"),
+)
+
+
+def _verify_choose(answer):
+    for shares, usable, case in _QUESTIONS:
+        got = answer({m: [list(row) for row in rows] for m, rows in _GUIDE.items()}, list(shares), list(usable))
+        best, ties = choose(_GUIDE, shares, usable)
+        if not (isinstance(got, tuple) and len(got) == 2):
+            raise Wrong(f"expected (best, ties) {case}, got {got!r}")
+        if got[0] != best:
+            raise Wrong(f"the best {case}: got {got[0]!r}, expected {best!r}")
+        if sorted(got[1]) != sorted(ties):
+            raise Wrong(f"ties with {best!r} {case}: got {sorted(got[1])}, expected {sorted(ties)}")
+
+
+def _changed(accuracy=lambda a: a, shares=lambda s: s, usable=lambda a, u: u):
+    return lambda a, s, u: choose(accuracy(a), shares(s), usable(a, u))
+
+
+def _by_overlap(accuracy, shares, usable):
+    best, _ = choose(accuracy, shares, usable)
+    spans = {}
+    for m in usable:
+        mean, spread = mean_and_spread(sum(a * s for a, s in zip(row, shares, strict=True)) for row in accuracy[m])
+        spans[m] = mean - spread, mean + spread
+    return best, [m for m in usable if m != best and spans[m][1] >= spans[best][0]]
+
+
 EXERCISES = {
     "7.1": Exercise(
-        goal="mean and standard error of the paired differences, first minus second.",
-        verify=_verify_paired,
-        solution=paired,
+        goal="the two ends between which `level` of the bootstrap means lie.",
+        verify=_verify_bootstrap,
+        solution=bootstrap,
         mutants=(
-            _by_place,
-            lambda a, b: mean_and_spread(a[seed] - b[seed] for seed in a if seed in b),  # the spread alone
-            _not_paired,
-            _divided_by_n,
-            lambda a, b: (-paired(a, b)[0], paired(a, b)[1]),  # second minus first
+            lambda values, drawn, level: _ends(values[drawn[:1000]].flatten(), level),  # of the values
+            lambda values, drawn, level: _ends(values[drawn].mean(dim=1), 2 * level - 1),  # one-sided
+            _normal,
+            lambda values, drawn, level: _ends(values[drawn].mean(dim=0), level),  # the mean of each column
+            lambda values, drawn, level: values[drawn].mean(dim=1).aminmax(),  # the ends of all
         ),
     ),
     "7.2": Exercise(
@@ -192,18 +206,6 @@ EXERCISES = {
         ),
     ),
     "7.3": Exercise(
-        goal="the two ends between which `level` of the bootstrap means lie.",
-        verify=_verify_bootstrap,
-        solution=bootstrap,
-        mutants=(
-            lambda values, drawn, level: _ends(values[drawn[:1000]].flatten(), level),  # of the values
-            lambda values, drawn, level: _ends(values[drawn].mean(dim=1), 2 * level - 1),  # one-sided
-            _normal,
-            lambda values, drawn, level: _ends(values[drawn].mean(dim=0), level),  # the mean of each column
-            lambda values, drawn, level: values[drawn].mean(dim=1).aminmax(),  # the ends of all
-        ),
-    ),
-    "7.4": Exercise(
         goal="the mean over images of the gap between accuracy and confidence in their bin.",
         verify=_verify_ece,
         solution=ece,
@@ -213,6 +215,19 @@ EXERCISES = {
             lambda p, right, bins: right.float().mean() - p.mean(),  # signs cancel
             lambda p, right, bins: max(_gaps(p, right, bins)),  # the largest gap
             lambda p, right, bins: (right.float() - p).abs().mean(),  # image by image
+        ),
+    ),
+    "7.4": Exercise(
+        goal="the method with the best validation accuracy at these shares of the classes, and those that tie with it.",
+        verify=_verify_choose,
+        solution=choose,
+        mutants=(
+            _changed(shares=lambda s: [1 / len(s)] * len(s)),  # forgets the shares
+            _changed(usable=lambda a, u: list(a)),  # what cannot be used
+            _changed(accuracy=lambda a: {m: rows[:2] for m, rows in a.items()}),  # without the last seed
+            _by_overlap,
+            lambda a, s, u: (choose(a, s, u)[0], []),  # no ties
+            lambda a, s, u: (choose(a, s, u)[0], [*choose(a, s, u)[1], choose(a, s, u)[0]]),  # ties with itself
         ),
     ),
 }

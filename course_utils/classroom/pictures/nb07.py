@@ -10,18 +10,29 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...metrics import GROUPS, mean_and_spread, paired_differences, paired_interval
+from ...metrics import GROUPS, difference_text, mean_and_spread, paired_differences
+from ...runtime import require
 from .. import figures
-from ..figures import BLUE, GREY, ORANGE, SKY, VERMILLION, WITH_ALL, Names, Numbers, picture
+from ..figures import GREY, ORANGE, PURPLE, SKY, WITH_ALL, Names, Numbers, picture
 
 Rows = Mapping[str, Mapping[int, Mapping[str, Any]]]  # method -> seed -> its numbers, as `reports.rows_of()` gives
 
-CARES = {
-    "all": "balanced test accuracy in %",
-    "many": "test accuracy of many in %",
-    "few": "test accuracy of few in %",
-    "calibration": "calibration error before any temperature, in %",
-}
+CARES = {"all": "all classes the same", "as in training": "classes as frequent as in training", "few": "few alone"}
+GUIDE_SIZE = (9.0, 5.6)
+
+
+def shares_of(counts: Sequence[int], care: str) -> list[float]:
+    """How much each class counts, by one of `CARES`; the sum is 1."""
+    groups = figures.group_of(counts)
+    parts = {"all": [1] * len(counts), "as in training": counts, "few": [int(group == "few") for group in groups]}
+    require(care in parts, "care", repr(care), ", ".join(parts))
+    return [part / sum(parts[care]) for part in parts[care]]
+
+
+def weighted(rows: Rows, method: str, shares: Numbers, key: str) -> list[float]:
+    """Accuracy in %, one for each seed, if the classes are shared like this; key: "per_class" of the test, or
+    "validation_per_class"."""
+    return [100 * sum(a * s for a, s in zip(row[key], shares, strict=True) if s) for row in rows[method].values()]
 
 
 def by_validation(rows: Rows) -> list[str]:
@@ -40,18 +51,15 @@ def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
     lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
     left.set_xlim(max(-3, lowest - 5), 101)
     for place, name in enumerate(order):
+        if place % 2 == 0:
+            right.axhspan(place - 0.5, place + 0.5, color=GREY, alpha=0.1, linewidth=0)
         if name != baseline:
             figures.difference_line(right, paired_differences(rows[name], rows[baseline]), place)
     right.axvline(0, color="black", linewidth=0.8)
     right.set(ylim=left.get_ylim(), yticks=range(len(order)))
+    right.grid(axis="y", visible=False)
     right.set_xlabel(f"points above {baseline},\n95 % interval; hollow: a tie")
     right.set_yticklabels([])
-
-
-def ties(first: Numbers, second: Numbers) -> bool:
-    """Whether the 95 % interval of the differences, one a seed, holds 0."""
-    low, high = paired_interval(a - b for a, b in zip(first, second, strict=True))
-    return low <= 0 <= high
 
 
 def places(rows: Rows, seed: int) -> dict[str, int]:
@@ -63,7 +71,7 @@ def places(rows: Rows, seed: int) -> dict[str, int]:
 def place_lines(axes: Axes, columns: Mapping[str, Mapping[str, int]], marked: Names) -> None:
     """The places of the methods from column to column, the first on top; `marked` ones in colours of their own."""
     names, (first, *_, last) = list(columns), columns.values()
-    colors = dict(zip(marked, (VERMILLION, BLUE, ORANGE, SKY), strict=False))
+    colors = dict(zip(marked, (ORANGE, PURPLE, SKY, "#222222"), strict=False))
     beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
     for method in first:
         style = {"linewidth": 2.4, "alpha": 1} if method in marked else {"linewidth": 0.9, "alpha": 0.6}
@@ -97,54 +105,95 @@ def reliability(axes: Axes, seeds: Mapping[int, Mapping[str, Any]], title: str) 
     confidence, accuracy = (100 * s[count > 0] / count[count > 0] for s in sums)
     share = count[count > 0] / count.sum()
     axes.plot([0, 100], [0, 100], color="black", linewidth=0.8, linestyle=":")
-    axes.plot(confidence, accuracy, color=BLUE, linewidth=1)
-    axes.scatter(confidence, accuracy, s=(10 + 250 * share).tolist(), color=BLUE, zorder=3, clip_on=False)
-    axes.vlines(confidence, confidence, accuracy, color=VERMILLION, linewidth=1.2)
+    axes.plot(confidence, accuracy, color="black", linewidth=1)
+    axes.scatter(confidence, accuracy, s=(10 + 250 * share).tolist(), color="black", zorder=3, clip_on=False)
+    axes.vlines(confidence, confidence, accuracy, color=ORANGE, linewidth=1.6)
     axes.set(xlim=(-3, 105), ylim=(-3, 105), title=title)
     axes.set_aspect("equal")
 
 
 @picture
-def guide_picture(figure: Figure, advise: Callable[..., list[tuple[str, list[float]]]], results: Mapping[str, Rows]):
-    """What `advise(rows, can_train=, has_validation=, has_images=, care=)` answers, [(method, points of each seed)], as
-    means with their spread: the first in orange, hollow what ties with it. Below them, in grey, what it leaves out."""
+def guide_picture(figure: Figure, advise: Callable[..., tuple[str, list[str], list[str]]], results, counts):
+    """What `advise(data, care, training=, validation=, features=)` answers, (best, ties with it, usable methods): test
+    accuracies with their spread, the best in orange, hollow what ties with it, in grey what one cannot use.
+
+    results: {data: rows}. counts: {data: training images of each class}.
+    """
     most = max(len(rows) for rows in results.values())
     longest = max((name for rows in results.values() for name in rows), key=len)
-    ends = {}
-    for data, rows in results.items():
-        for care in CARES:
-            means = [mean_and_spread(values)[0] for _, values in advise(rows, care=care)]
-            ends[data, care] = (max(0, min(means) - 8) if care != "calibration" else 0, max(means) + 5)
-
     axes = figure.subplots()
-    points = [axes.plot([], [], marker="D", markersize=7)[0] for _ in range(most)]
+    for k in range(0, most, 2):
+        axes.axhspan(k - 0.5, k + 0.5, color=GREY, alpha=0.1, linewidth=0)
+    points = [axes.plot([], [], marker="D", markersize=8)[0] for _ in range(most)]
     lines = [axes.plot([], [], linewidth=2.5)[0] for _ in range(most)]
-    axes.set(ylim=(most - 0.4, -0.6), yticks=range(most), xlabel=" ")
+    axes.grid(axis="y", visible=False)
+    axes.set(ylim=(most - 0.5, -0.5), xlim=(0, 100), yticks=range(most), xlabel=" ", title=" \n ")
     axes.set_yticklabels([longest] * most)  # room for it in the layout
 
     def update(data: str, train: str, validation: str, old_images: str, care: str) -> str:
-        able = zip(("can_train", "has_validation", "has_images"), (train, validation, old_images), strict=True)
-        found = advise(results[data], **{name: answer == "yes" for name, answer in able}, care=care)
-        possible, (first, best) = dict(found), found[0]
-        level = [name for name, values in found[1:] if ties(best, values)]
-        shown = found + [one for one in advise(results[data], care=care) if one[0] not in possible]
-        more = len(shown) - len(found)
-        shown += [("", [math.nan])] * (most - len(shown))
-        for place, (point, line, (name, values)) in enumerate(zip(points, lines, shown, strict=True)):
-            mean, spread = mean_and_spread(values)
-            color = ORANGE if place == 0 else BLUE if name in possible else "#cccccc"
-            point.set(data=([mean], [place]), color=color, markerfacecolor="white" if name in level else color)
+        have = {"training": train == "yes", "validation": validation == "yes", "features": old_images == "yes"}
+        rows, shares = results[data], shares_of(counts[data], care)
+        best, ties, usable = advise(data, care, **have)
+        order = sorted(rows, key=lambda m: (m not in usable, -sum(weighted(rows, m, shares, "validation_per_class"))))
+        test = {m: weighted(rows, m, shares, "per_class") for m in order}
+        for place, (point, line) in enumerate(zip(points, lines, strict=True)):
+            name = order[place] if place < len(order) else None
+            mean, spread = mean_and_spread(test[name]) if name else (math.nan, 0.0)
+            color = ORANGE if name == best else "black" if name in usable else "#bbbbbb"
+            point.set(data=([mean], [place]), color=color, markerfacecolor="white" if name in ties else color)
             line.set(data=([mean - spread, mean + spread], [place, place]), color=color)
-        axes.set_yticklabels([name for name, _ in shown])
-        for place, label in enumerate(axes.get_yticklabels()):
-            label.set_color("black" if place < len(found) else GREY)
-        axes.set(xlim=ends[data, care], xlabel=f"{CARES[care]}, {data}, mean ± standard deviation of seeds")
-        have = f"may train: {train} · validation images: {validation} · old images: {old_images}"
-        axes.set_title(f"order: by validation images · hollow: ties with the first\n{have}", fontsize=9)
-        rest = f" Grey: {more} that you cannot use." if more else ""
+        axes.set_yticklabels([*order, *[""] * (most - len(order))])
+        for label in axes.get_yticklabels():
+            label.set_color("black" if label.get_text() in usable else GREY)
+        axes.set_xlim(max(0, min(map(min, test.values())) - 5), 101)
+        axes.set_xlabel(f"test accuracy in %, {CARES[care]}, mean ± standard deviation of seeds")
+        axes.set_title(
+            "order: by validation images · orange: first\nhollow: ties with it · grey: you cannot use it", fontsize=11
+        )
+        mean, spread = mean_and_spread(test[best])
         return (
-            f"{data}, {care}; train {train}, validation {validation}, old images {old_images}: {len(found)} methods; "
-            f"first by validation: {first}, {{:.1f}} ± {{:.1f}}; ties with it: {', '.join(level) or 'none'}.{rest}"
-        ).format(*mean_and_spread(best))
+            f"{data}, {CARES[care]}: of {len(usable)} methods that you can use, {best} is first on validation images "
+            f"(test {mean:.1f} ± {spread:.1f} %); ties with it: {', '.join(ties) or 'none'}."
+        )
 
     return update
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def accuracy_rows(rows: Rows, reference: str) -> list[dict[str, str]]:
+    """For `figures.show_table()`: test accuracies by group, best on validation first, and points below `reference`."""
+    shown = []
+    for name in by_validation(rows):
+        cells = {"method": name}
+        for group in WITH_ALL:
+            mean, spread = mean_and_spread(100 * row["groups"][group] for row in rows[name].values())
+            if not math.isnan(mean):  # a data set without such classes
+                cells[group] = f"{mean:.1f} ± {spread:.1f}"
+        behind = paired_differences(rows[reference], rows[name])
+        shown.append(cells | {"first minus it": "" if name == reference else difference_text(behind)})
+    return shown
+
+
+def calibration_rows(results: Mapping[str, Rows], methods: Names) -> list[dict[str, str]]:
+    """For each method and data set: calibration error, lean, the temperature chosen on validation images, the error
+    with it; means over seeds."""
+    shown = []
+    for name in methods:
+        cells = {"method": name}
+        for data, rows in results.items():
+            seeds = rows[name].values()
+            error, after = (
+                mean_and_spread(100 * row[key] for row in seeds)[0]
+                for key in ("calibration_error", "calibration_error_scaled")
+            )
+            temperature, leaning = (
+                mean_and_spread(values)[0] for values in ([row["temperature"] for row in seeds], map(lean, seeds))
+            )
+            cells |= {
+                f"{data}: ECE (lean)": f"{error:.1f} ({leaning:+.1f})",
+                f"{data}: T, ECE with it": f"{temperature:.2f}, {after:.1f}",
+            }
+        shown.append(cells)
+    return shown
