@@ -192,8 +192,8 @@ def calibration_rows(results: Mapping[str, Rows], methods: Names) -> list[dict[s
                 mean_and_spread(values)[0] for values in ([row["temperature"] for row in seeds], map(lean, seeds))
             )
             cells |= {
-                f"{data}: ECE (lean)": f"{error:.1f} ({leaning:+.1f})",
-                f"{data}: T, ECE with it": f"{temperature:.2f}, {after:.1f}",
+                data: f"{error:.1f} ({leaning:+.1f})",
+                f"{data.split('-')[0]}, with T": f"{temperature:.2f}: {after:.1f}",
             }
         shown.append(cells)
     return shown
