@@ -217,10 +217,11 @@ def test_show_emits_a_small_png_with_its_text(monkeypatch):
     axes.imshow(np.random.default_rng(0).random((50, 50, 3)))
     figures.show(figure, "Fifty by fifty random colours.")
     [(data, options)] = shown
-    assert options == {"metadata": {"image/png": {"alt": "Fifty by fifty random colours."}}, "raw": True}
+    shown_with = {"alt": "Fifty by fifty random colours.", "width": 500}
+    assert options == {"metadata": {"image/png": shown_with}, "raw": True}
     assert data["text/plain"] == "Figure: Fifty by fifty random colours."
     picture = Image.open(io.BytesIO(data["image/png"]))
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "P", (500, 200))
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "P", (800, 320))
     assert len(picture.getcolors()) <= 256 and "Software" not in picture.info
     assert not plt.fignum_exists(figure.number), "the figure is closed"
 
@@ -229,6 +230,50 @@ def test_show_emits_a_small_png_with_its_text(monkeypatch):
 def test_show_refuses_a_figure_without_words(axes, alt):
     with pytest.raises(ValueError, match="alt: got an empty text"):
         figures.show(axes.figure, alt)
+
+
+def test_a_table_is_shown_as_html_and_as_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "display", lambda data, raw: shown.append(data))
+    rows = [{"head": "linear <b>", "few, %": "1.5 ± 0.2"}, {"head": "cosine", "few, %": 20}]
+    figures.show_table(rows, "three seeds & more")
+    [data] = shown
+    lines = [line.split() for line in data["text/plain"].splitlines()]
+    assert lines == [
+        ["head", "few,", "%"],
+        ["linear", "<b>", "1.5", "±", "0.2"],
+        ["cosine", "20"],
+        ["three", "seeds", "&", "more"],
+    ]
+    assert data["text/plain"].splitlines()[2].startswith("cosine   ")
+    for part in (
+        '<td style="text-align: left;">cosine</td>',
+        "<th>few, %</th>",
+        "<td>1.5 ± 0.2</td>",
+        "linear &lt;b&gt;",
+        "<em>three seeds &amp; more</em>",
+    ):
+        assert part in data["text/html"]
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}, {"b": 1}], [{"a": 1, "b": 2}, {"b": 2, "a": 1}], [{"a": 1}, {}]])
+def test_a_table_with_ragged_rows_is_refused(rows):
+    with pytest.raises(ValueError, match=r"rows(\[1\])?: got "):
+        figures.show_table(rows)
+
+
+def test_curves_are_means_over_seeds_in_a_band_from_lowest_to_highest(axes):
+    figures.curves(axes, {"E": [[1, 2, 6], [3, 4, 8]], "Z": [[0, 0, 0]]}, Z={"color": "red", "linestyle": ":"})
+    e, z = axes.lines
+    assert (e.get_label(), z.get_label(), z.get_color()) == ("E", "Z", "red")
+    assert [*e.get_xdata()] == [1, 2, 3] and [*e.get_ydata()] == [2, 3, 7] and [*z.get_ydata()] == [0, 0, 0]
+    corners = {(x, y) for x, y in axes.collections[0].get_paths()[0].vertices.tolist()}
+    assert corners == {(1, 1), (2, 2), (3, 6), (1, 3), (2, 4), (3, 8)}
+    figures.curves(axes, {"late": [[1, 2]]}, x=[10, 20])
+    assert [*axes.lines[-1].get_xdata()] == [10, 20]
+    for bad in ([1, 2, 3], []):
+        with pytest.raises(ValueError, match=r"series\['bad'\]: got shape .*; allowed: \(seeds, epochs\)"):
+            figures.curves(axes, {"bad": bad})
 
 
 def test_group_lines_follow_the_results_in_percent(axes):

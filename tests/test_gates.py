@@ -1,5 +1,7 @@
 """Every gate closes: each planted defect gives exactly the complaint it should; nbval and the network guard work."""
 
+import ast
+import inspect
 import os
 import re
 import socket
@@ -60,10 +62,21 @@ def each(change):
     return lambda nb: [change(cell) for _, cell in code_cells(nb)]
 
 
+def longest_expression(number):
+    """Of the solution, with other names."""
+    root = ast.parse(inspect.getsource(EXERCISES[number].solution))
+    found = max((n for n in ast.walk(root) if isinstance(n, ast.expr)), key=lambda n: len(ast.unparse(n)))
+    for name in (n for n in ast.walk(found) if isinstance(n, ast.Name)):
+        name.id += "_"
+    return ast.unparse(found)
+
+
+LAST = max(EXERCISES)
 HERE = "check-1.1"  # a short cell that prints one line
 SETUP = "the first code cell is not tagged setup and nbval-ignore-output, or has more than 12 lines"
 TRAINS = r"cell \d+ trains: it is not tagged nbval-ignore-output, or nothing is asserted in or after it"
-WIDGET = r"cell \d+: not tagged widget, or no static picture in the code cell before it"
+WIDGET = r"cell \d+: not tagged widget, or its first position is not stored as a picture"
+LIVE = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Sliders: a"}
 TITLE, SECTIONS = (
     "one H1 is wanted, in the first cell; there are [02]",
     "the sections are .*; wanted, in this order: .*",
@@ -80,7 +93,7 @@ DEFECTS = [
     (reading(-1, "## Next", "### Next"), SECTIONS),
     (reading(0, "## Setup", "## Next"), SECTIONS),
     (adding(0, " word" * 2000), r"\d{4} words, 1200 to 2000 are wanted"),
-    (lambda nb: nb.cells.extend([new_markdown_cell("")] * 2), "54 cells, at most 52 are wanted"),
+    (lambda nb: nb.cells.extend([new_markdown_cell("")] * 9), r"\d\d cells, at most 46 are wanted"),
     (reading(-2, "</details>", ""), "4 questions with an answer to unfold, 5 are wanted"),
     (everywhere("guess", "hope"), "no cell tagged predict with guess = None"),
     (lambda nb: first(nb, HERE).update(execution_count=None), r"execution counts are not 1 to \d+: .*"),
@@ -88,6 +101,9 @@ DEFECTS = [
     (lambda nb: nb.metadata.kernelspec.update(name="mine"), "the kernel is not python3, or .*"),
     (printing("stream", text="ha " * 400_000), r"1\.\d MB, at most 1 is wanted"),
     (printing("stream", text="saved in /home/me/runs\n"), r"cell \d+ shows a path of one machine"),
+    (printing("stream", text="ok\n" + "-" * 91), r"cell \d+ prints a line of 91 characters, at most 90 are wanted"),
+    (printing("display_data", data={"text/plain": "Figure: " + "-" * 91}), None),
+    (printing("display_data", data=LIVE), r"cell \d+ keeps a slider that no kernel answers: .*"),
     (printing("stream", name="stderr", text="slow\n"), r"cell \d+ shows an error, a warning or a progress bar"),
     (printing("error", ename="E", evalue="no"), r"cell \d+ shows an error, a warning or a progress bar"),
     (each(lambda cell: [o.metadata.clear() for o in pictures(cell)]), r"cell \d+: a picture without alt text"),
@@ -106,7 +122,8 @@ DEFECTS = [
     (adding(HERE, "\nf'{1}/data'"), None),
     *((tagging(HERE, "", tag), rf"cell \d+ is tagged {tag}") for tag in ("raises-exception", "nbval-skip")),
     (tagging(HERE, "", "claims"), r"cell \d+: the tag machinery or claims and a folded source belong together"),
-    (adding(HERE, "\n" * 20 + "1"), r"cell \d+: \d+ lines of code, at most 20 are wanted"),
+    (adding(HERE, "\n" * 12 + "1"), r"cell \d+: \d+ lines of code, at most 12 are wanted"),
+    (adding(HERE, "\nassert 1"), r"cell \d+: an assert that the reader sees; .*"),
     (everywhere("explore(", "print("), "no widget"),
     (tagging("widget", "widget", ""), WIDGET),
     (each(lambda cell: [cell.outputs.remove(o) for o in pictures(cell)]), WIDGET),
@@ -120,6 +137,7 @@ DEFECTS = [
     (reading(HERE, f", {FIRST}", ", abs"), rf'exercise 1\.1: no check\("1\.1", {FIRST}\)'),
     (reading("solution-1.1", "Hint 2", "Remark"), UNFOLD),
     (reading("solution-1.1", "Solution", "Secret"), UNFOLD),
+    (adding(HERE, f"\n{longest_expression(LAST)}"), rf"cell \d+ shows the answer of exercise {LAST} before it"),
     (adding("check-1.2", f"\n{FIRST}(3)"), None),
     (adding("widget", f"\n{FIRST}(3)"), USES),
     (adding("widget", f"\n{FIRST} = {FIRST}(3)"), USES),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from course_utils.classroom import widgets
-from course_utils.classroom.widgets import Canvas, explore, sweep
+from course_utils.classroom.widgets import Canvas, explore, sweep, without_kernel
 
 SMALL = (2, 1.5)
 
@@ -35,7 +35,7 @@ def pixels(png):
 
 def test_a_canvas_draws_and_says_what_it_draws():
     png, sentence = Canvas(bar_picture, SMALL).draw(height=7)
-    assert sentence == "height 7, red" and pixels(png).shape == (150, 200, 3)
+    assert sentence == "height 7, red" and pixels(png).shape == (240, 320, 3)
 
 
 def test_a_canvas_used_before_gives_the_same_bytes_as_a_new_one():
@@ -119,13 +119,13 @@ def test_a_sweep_finds_what_is_broken(picture, positions, error, message):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What explore() displays: the box of widgets, found by the id in the display data."""
+    """What explore() displays: the box of widgets, found by the id in the display data, and the data beside it."""
     boxes = []
 
-    def display(data, raw):
+    def display(data, metadata, raw):
         model = data["application/vnd.jupyter.widget-view+json"]["model_id"]
         box = ipywidgets.widget_serialization["from_json"](f"IPY_MODEL_{model}", None)
-        boxes.append((box, data["text/plain"]))
+        boxes.append((box, {"output_type": "display_data", "data": data, "metadata": metadata}))
 
     monkeypatch.setattr(widgets, "display", display)
     monkeypatch.delenv("COURSE_SWEEP_WIDGETS", raising=False)
@@ -134,11 +134,10 @@ def shown(monkeypatch):
 
 def test_moving_a_slider_changes_sentence_and_picture(shown):
     explore(bar_picture, size=SMALL, height=[1, 5, 9], color=["red", "blue"])
-    [(box, text)] = shown
+    [(box, _)] = shown
     height, color, sentence, image = box.children
     assert isinstance(height, ipywidgets.SelectionSlider) and isinstance(color, ipywidgets.SelectionSlider)
     assert (height.description, color.description) == ("height", "color")
-    assert text.startswith("Sliders: height, color")
     assert sentence.value == "height 1, red" and image.value == Canvas(bar_picture, SMALL).draw(height=1)[0]
     height.value = 9
     assert sentence.value == "height 9, red"
@@ -156,6 +155,21 @@ def test_explore_reaches_every_position_and_starts_where_it_is_told(shown):
     for value in slider.options:
         slider.value = value
         assert sentence.value == f"height {value}, red"
+
+
+def test_without_a_kernel_sentence_and_picture_of_the_first_position_remain(shown):
+    explore(bar_picture, size=SMALL, start={"height": 5}, height=[1, 5, 9], color=["red", "blue"])
+    [(_, output)] = shown
+    text, picture = without_kernel(output)
+    hint = "Sliders: height, color. Run this cell to move them."
+    assert text["data"] == {
+        "text/html": f"<p>height 5, red<br><em>{hint}</em></p>",
+        "text/plain": f"height 5, red\n{hint}",
+    }
+    assert picture["metadata"] == {"image/png": {"alt": "height 5, red", "width": 200}}
+    assert [*picture["data"]] == ["image/png"] and pixels(picture["data"]["image/png"]).shape == (240, 320, 3)
+    other = {"output_type": "stream", "name": "stdout", "text": "hello"}
+    assert without_kernel(other) == [other]
 
 
 def test_in_the_tests_explore_sweeps_and_then_shows_the_sliders(shown, monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ Importing this file sets the style of matplotlib for the course.
 from __future__ import annotations
 
 import functools
+import html
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas
 import torch
 from IPython.display import display
 from matplotlib.axes import Axes
@@ -46,9 +48,10 @@ Numbers = Sequence[float]
 Names = Sequence[str]
 Counts = Sequence[int]
 
-plt.rc(("figure", "savefig"), dpi=100)
+SHOWN_DPI, STORED_DPI = 100, 160  # a picture is shown smaller than it is stored: sharp on a projector, and zoomed in
+plt.rc(("figure", "savefig"), dpi=STORED_DPI)
 plt.rc("figure.constrained_layout", use=True, h_pad=0.08)
-plt.rc("font", size=10)
+plt.rc("font", size=11)
 plt.rc("axes", grid=True, axisbelow=True)
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("grid", alpha=0.25)
@@ -72,13 +75,43 @@ def reduce_png(png: bytes) -> bytes:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure as a small PNG (256 colours, 100 dpi) with `alt`, a sentence for those who do not see it."""
+    """Display a figure as a small PNG (256 colours) with `alt`, a sentence for those who do not see it."""
     require(alt.strip(), "alt", "an empty text", "a sentence that says what the figure shows")
     raw = io.BytesIO()
     figure.savefig(raw, format="png", metadata={"Software": None})
     plt.close(figure)
     data = {"image/png": reduce_png(raw.getvalue()), "text/plain": f"Figure: {alt}"}
-    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(data, metadata=picture_metadata(alt, figure.get_figwidth()), raw=True)
+
+
+def picture_metadata(alt: str, inches: float) -> dict:
+    """What goes with a PNG of this width: the alt text, and how many pixels wide it is shown."""
+    return {"image/png": {"alt": alt, "width": round(SHOWN_DPI * inches)}}
+
+
+def show_table(rows: Sequence[Mapping[str, str | int]], note: str = "") -> None:
+    """Display a table: HTML where that can be shown, else plain text.
+
+    Args:
+        rows: one dictionary for each row, all with the same keys in the same order, the names of the columns; numbers
+            as they are to be read, such as "84.1 ± 0.4".
+        note: one line below the table: what was measured on which data, and how often.
+
+    Raises:
+        ValueError: no rows, or rows with different columns.
+    """
+    require(rows, "rows", "none", "at least one")
+    columns = list(rows[0])
+    for k, row in enumerate(rows):
+        require(list(row) == columns, f"rows[{k}]", list(row), f"the columns {columns}")
+    frame = pandas.DataFrame(list(rows)).astype(str)
+    page = frame.to_html(index=False, border=0).replace(
+        "<tr>\n      <td>", '<tr>\n      <td style="text-align: left;">'
+    )
+    page += f"\n<p><em>{html.escape(note)}</em></p>" if note else ""
+    first = frame[columns[0]]
+    frame[columns[0]] = first.str.ljust(first.str.len().max())  # names begin at the left, numbers end at the right
+    display({"text/html": page, "text/plain": frame.to_string(index=False) + f"\n{note}".rstrip()}, raw=True)
 
 
 def axes_grid(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2, **options):
@@ -174,17 +207,19 @@ def difference_line(axes: Axes, differences: Numbers, height: float) -> None:
 
 
 def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups: Names = WITH_ALL) -> Axes:
-    """Accuracy by group for several methods: every seed a small point, the mean a large one.
+    """Accuracy by group for several methods, each in a band of its own: every seed a small point, the mean a large one.
 
     results: for each method the list of `shot_accuracy()` dictionaries, one a seed.
     """
     for row, seeds in enumerate(results.values()):
+        if row % 2 == 0:
+            axes.axhspan(row - 0.5, row + 0.5, color=GREY, alpha=0.1, linewidth=0)
         for k, group in enumerate(groups):
             height = row + 0.2 * (k - (len(groups) - 1) / 2)
             seed_points(axes, [100 * seed[group] for seed in seeds], height, **point_style(group))
     axes.set_yticks(range(len(results)), results)
-    axes.invert_yaxis()
-    axes.set_xlim(-3, 103)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlim=(-3, 103), ylim=(len(results) - 0.5, -0.5))
     axes.set_xlabel("test accuracy in %")
     return axes
 
@@ -196,6 +231,23 @@ def group_lines(axes: Axes, x: Numbers, results: Sequence[Mapping[str, float]]) 
         axes.plot(x, [100 * result[group] for result in results], **style)
     axes.set_ylim(0, 102)
     axes.legend(loc="lower right")
+    return axes
+
+
+def curves(axes: Axes, series: Mapping[str, Sequence[Numbers]], x: Numbers | None = None, **styles: dict) -> Axes:
+    """Numbers over epochs: for each name the mean over seeds as a line, and a band from the lowest to the highest seed.
+
+    Args:
+        series: for each name one sequence of numbers for each seed, all of one length.
+        x: the places on the horizontal axis, 1, 2, 3, ... by default.
+        **styles: for a name, options of its line, such as `{"color": BLUE}`.
+    """
+    for name, seeds in series.items():
+        values = np.asarray(seeds, dtype=float)
+        require(values.ndim == 2 and values.size, f"series[{name!r}]", f"shape {values.shape}", "(seeds, epochs)")
+        places = range(1, values.shape[1] + 1) if x is None else x
+        [line] = axes.plot(places, values.mean(0), **{"label": name, "linewidth": 2} | styles.get(name, {}))
+        axes.fill_between(places, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     return axes
 
 

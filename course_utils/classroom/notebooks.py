@@ -23,6 +23,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from ..runtime import say, write_atomically
 from .figures import reduce_png
+from .widgets import without_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +85,7 @@ def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
     for number, cell in enumerate(code_cells, start=1):
         if secret in json.dumps(cell.outputs, ensure_ascii=False):
             raise ValueError(f"{path.name}, code cell {number}: an output shows the folder {root}; print it relative")
+        cell.outputs = [nbformat.from_dict(part) for output in cell.outputs for part in without_kernel(output)]
         for output in cell.outputs:
             png = output.get("data", {}).get("image/png")
             if png:

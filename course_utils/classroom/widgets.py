@@ -1,4 +1,4 @@
-"""`explore()`: sliders above one picture. The same drawing code makes the static picture that stands before it.
+"""`explore()`: sliders above one picture, which a notebook keeps in its first position.
 
 A picture is a function that sets up a figure once and returns `update(**values) -> sentence`, which moves what changes
 and says in one sentence what is to be seen:
@@ -13,7 +13,8 @@ and says in one sentence what is to be seen:
 
     explore(picture, ratio=[1, 10, 100])
 
-Moving artists instead of drawing anew, and sending finished PNG bytes, takes about 100 ms from key to picture.
+Moving artists instead of drawing anew, and sending finished PNG bytes, takes about 100 ms from key to picture. Where
+there is no kernel to answer, in a notebook as it is stored, the first position stands as a picture with its sentence.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..runtime import located
+from .figures import SHOWN_DPI, picture_metadata, reduce_png
 
 Picture = Callable[[Figure], Callable[..., str]]
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Canvas:
@@ -67,7 +70,7 @@ def explore(
 
     Args:
         picture: see the top of this file.
-        size: of the figure, in inches (100 dots each).
+        size: of the figure, in inches (shown with 100 pixels each).
         start: first position of a setting; by default its first value.
         **positions: for each setting the values that its slider can take.
 
@@ -86,7 +89,7 @@ def explore(
             file.write(f"{drawn}\n")
     canvas = Canvas(picture, size)
     controls: dict = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}
-    layout = ipywidgets.Layout(width=f"{round(100 * size[0])}px", max_width="100%")
+    layout = ipywidgets.Layout(width=f"{round(SHOWN_DPI * size[0])}px", max_width="100%")
     image = ipywidgets.Image(format="png", layout=layout)
     sentence = ipywidgets.HTML()
 
@@ -98,9 +101,23 @@ def explore(
         control.observe(redraw, names="value")
     redraw()
     box = ipywidgets.VBox([*controls.values(), sentence, image])
-    text = "Sliders: " + ", ".join(positions) + " (run this cell in JupyterLab to move them)"
-    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
-    display({"application/vnd.jupyter.widget-view+json": view, "text/plain": text}, raw=True)
+    first, hint = html.unescape(sentence.value), f"Sliders: {', '.join(positions)}. Run this cell to move them."
+    live = {WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": box.model_id}}
+    still = {"text/html": f"<p>{sentence.value}<br><em>{hint}</em></p>", "text/plain": f"{first}\n{hint}"}
+    picture_of_it = {"image/png": reduce_png(image.value)}
+    display(live | still | picture_of_it, metadata=picture_metadata(first, size[0]), raw=True)
+
+
+def without_kernel(output: dict) -> list[dict]:
+    """An output of a notebook as it is stored: of sliders remain the sentence and, below, the picture.
+
+    output: one output of a code cell. Any other than that of `explore()` comes back as it is.
+    """
+    if WIDGET_VIEW not in output.get("data", {}):
+        return [output]
+    data = {kind: value for kind, value in output["data"].items() if kind != WIDGET_VIEW}
+    pictures = {kind: data.pop(kind) for kind in [*data] if kind.startswith("image/")}
+    return [output | {"data": data, "metadata": {}}, output | {"data": pictures}]
 
 
 def _control(name: str, values: list[Any], first: Any) -> ipywidgets.Widget:
