@@ -110,8 +110,9 @@ def draw_sectors(
         axes.add_patch(Wedge((0, 0), 1, begin, begin + width, facecolor=colors[j], edgecolor="white"))
         x, y = (0.94 * rows[j]).tolist()
         axes.plot([0, x], [0, y], **figures.point_style(group, **style), zorder=5)
-        place = 0.8 if j % 2 == 0 else 0.55  # names of neighbours do not cover one another
-        axes.text(place * x, place * y, names[j], fontsize=12, fontweight="bold", **text)
+        middle, place = math.radians(begin + width / 2), 0.7 if width > 15 else 0.86  # a sliver is wider farther out
+        at = place * math.cos(middle), place * math.sin(middle)
+        axes.text(*at, names[j], fontsize=12, fontweight="bold", **text)
         axes.add_patch(Wedge((0, 0), ring + 0.003, 0, 360, width=0.006, facecolor=GREY, alpha=0.3))
         images = ring * directions[labels == j][:shown]
         axes.plot(*images.T, ".", markersize=5, color=figures.GROUP_COLORS[group], alpha=0.5)
