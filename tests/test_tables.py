@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -21,6 +22,7 @@ from course_utils.experiments.tables import (
     ORDER_METHODS,
     PROFILES,
     SCHEDULE,
+    SEEDS,
     TABLES,
     ldam_cell,
     ldam_text,
@@ -39,8 +41,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_cell_is_there_once_with_the_settings_of_today():
-    cells = [(row["method"], row["profile"], row["seed"]) for row in TABLE["rows"]]
-    wanted = [(m, p, s) for m in LDAM_METHODS for p in PROFILES for s in range(3)]
+    cells = [(row["profile"], row["method"], row["seed"]) for row in TABLE["rows"]]
+    wanted = [(p, m, s) for p in PROFILES for m in LDAM_METHODS for s in SEEDS[p]]
     assert cells == wanted
     images = images_of(STUDIES["letters"].settings())
     assert TABLE["settings"] == {"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES, "images": images}
@@ -48,9 +50,11 @@ def test_every_cell_is_there_once_with_the_settings_of_today():
 
 
 def test_settings_were_chosen_on_validation_typefaces():
-    for name, (_, values) in CHOICES.items():
-        tried = {row["value"]: row["validation"] for row in TABLE["choices"] if row["name"] == name}
-        assert sorted(tried) == sorted(values) and tried[CHOSEN[name]] == max(tried.values())
+    for name, (methods, values) in CHOICES.items():
+        rows = [row for row in TABLE["choices"] if row["name"] == name]
+        assert sorted((row["method"], row["value"]) for row in rows) == sorted(product(methods, values))
+        tried = {v: mean_and_spread(row["validation"] for row in rows if row["value"] == v)[0] for v in values}
+        assert tried[CHOSEN[name]] == max(tried.values())
 
 
 def test_accuracies_are_shares_and_the_step_profile_has_no_medium_class():
@@ -73,13 +77,13 @@ def test_a_cell_comes_out_the_same_today(method, profile, seed):
 def test_every_method_runs_and_repeats(method):
     first = ldam_cell(method, "long tail", 0, epochs=1)
     assert set(first) == {"many", "medium", "few", "all", "validation"}
-    if method in ("LDAM-hinge", "LDAM + DRS", "CE + DRW"):
+    if method in ("LDAM-hinge", "LDAM + DRS", "cross-entropy + DRW"):
         assert ldam_cell(method, "long tail", 0, epochs=1) == first
 
 
 @pytest.mark.parametrize(
     ("method", "profile", "message"),
-    [("LDAM-DRW", "step", "method: got 'LDAM-DRW'; allowed: ERM"), ("ERM", "steps", "profile: got 'steps'")],
+    [("LDAM-DRW", "step", "method: got 'LDAM-DRW'; allowed: cross-entropy"), ("LDAM", "steps", "profile: got 'steps'")],
 )
 def test_unknown_names_are_refused(method, profile, message):
     with pytest.raises(ValueError, match=message):
@@ -152,7 +156,7 @@ def small(monkeypatch):
         accuracy = 0.1 * seed + 0.5
         return {"many": accuracy, "medium": math.nan, "few": 1 / 3, "all": accuracy, "validation": 1.0}
 
-    grid = {"method": ["ERM", "LDAM"], "profile": ["step"], "seed": [0, 1]}
+    grid = {"method": ["cross-entropy", "LDAM"], "profile": ["step"], "seed": [0, 1]}
     table = replace(TABLES["ldam-table"], parts={"choices": (cell, []), "rows": (cell, [grid])})
     monkeypatch.setitem(tables.TABLES, "ldam-table", table)
     return ran
@@ -172,21 +176,21 @@ def test_a_table_goes_on_where_it_was_and_its_cells_are_strict_json(small, tmp_p
     assert "**Incomplete**: 1 trainings are missing (rows, LDAM, step, 1)." in capsys.readouterr().out
     assert main(["experiments", "run", "ldam-table", "--jobs", "1"]) == 0 and small[4:] == [("LDAM", "step", 1)]
     assert main(["experiments", "report"]) == 0
-    assert f"{'LDAM':21s}{55.0:9.1f}" in capsys.readouterr().out, "a mean of both seeds"
-    [row] = [row for row in read_table(path.parents[1])["rows"] if (row["method"], row["seed"]) == ("ERM", 0)]
+    assert f"{'LDAM':23s}{55.0:9.1f}" in capsys.readouterr().out, "a mean of both seeds"
+    [row] = [row for row in read_table(path.parents[1])["rows"] if (row["method"], row["seed"]) == ("cross-entropy", 0)]
     assert row["all"] == 0.5 and math.isnan(row["medium"])
 
 
 def test_cells_of_other_settings_and_damaged_ones_are_refused_by_name(small, tmp_path):
     run_study("ldam-table", TABLES["ldam-table"], tmp_path, jobs=1)
-    path = tmp_path / "cells" / "rows-ERM-step-0.json"
+    path = tmp_path / "cells" / "rows-cross-entropy-step-0.json"
     text = path.read_text()
     for wrong, said in (
         (
             text.replace(f'"epochs": {EPOCHS}', '"epochs": 1'),
-            f"ERM-step-0.json was made .* epochs 1 instead of {EPOCHS}",
+            f"cross-entropy-step-0.json was made .* epochs 1 instead of {EPOCHS}",
         ),
-        (text.replace('"result"', '"results"'), "ERM-step-0.json is no file of this program"),
+        (text.replace('"result"', '"results"'), "cross-entropy-step-0.json is no file of this program"),
     ):
         path.write_text(wrong)
         with pytest.raises(ValueError, match=said):
