@@ -18,11 +18,11 @@ from course_utils.experiments.tables import (
     CHOICES,
     CHOSEN,
     EPOCHS,
+    FIVE_SEEDS,
     LDAM_METHODS,
     ORDER_METHODS,
     PROFILES,
     SCHEDULE,
-    SEEDS,
     TABLES,
     ldam_cell,
     ldam_text,
@@ -41,9 +41,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_cell_is_there_once_with_the_settings_of_today():
-    cells = [(row["profile"], row["method"], row["seed"]) for row in TABLE["rows"]]
-    wanted = [(p, m, s) for p in PROFILES for m in LDAM_METHODS for s in SEEDS[p]]
-    assert cells == wanted
+    cells = [{key: row[key] for key in ("method", "profile", "seed")} for row in TABLE["rows"]]
+    assert cells == [own for part, own in TABLES["ldam-table"].rows() if part == "rows"]
+    seeds = Counter(cell["method"] for cell in cells)
+    assert set(seeds) == set(LDAM_METHODS)
+    assert all(seeds[method] == (5 if method in FIVE_SEEDS else 3) for method in seeds)
     images = images_of(STUDIES["letters"].settings())
     assert TABLE["settings"] == {"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES, "images": images}
     assert TABLE["torch"] and inspect.signature(ldam_cell).parameters["epochs"].default == EPOCHS
@@ -54,13 +56,17 @@ def test_settings_were_chosen_on_validation_typefaces():
         rows = [row for row in TABLE["choices"] if row["name"] == name]
         assert sorted((row["method"], row["value"]) for row in rows) == sorted(product(methods, values))
         tried = {v: mean_and_spread(row["validation"] for row in rows if row["value"] == v)[0] for v in values}
-        assert tried[CHOSEN[name]] == max(tried.values())
+        best = max(tried, key=lambda value: tried[value])
+        if 0.1 in tried and tried[best] - tried[0.1] < 0.005:
+            best = 0.1  # the released rate stays, unless another one is half a point better
+        assert CHOSEN[name] == best
 
 
 def test_accuracies_are_shares_and_the_step_profile_has_no_medium_class():
     for row in TABLE["rows"]:
-        assert all(0 <= row[k] <= 1 for k in ("many", "few", "all", "validation"))
-        assert math.isnan(row["medium"]) == (row["profile"] == "step")
+        assert all(0 <= row[k] <= 1 for k in ("many", "medium", "few", "all", "validation"))
+    step = ldam_cell("LDAM", "step", 0, epochs=1)
+    assert math.isnan(step.pop("medium")) and all(0 <= value <= 1 for value in step.values())
 
 
 @pytest.mark.parametrize(("method", "profile", "seed"), [("LDAM + DRW", "long tail", 1)])
@@ -90,10 +96,10 @@ def test_unknown_names_are_refused(method, profile, message):
         ldam_cell(method, profile, 0)
 
 
-def test_the_text_has_every_method_in_both_profiles():
+def test_the_text_has_every_method():
     text = ldam_text(TABLE)
     assert "run ldam-table" in text and "nan" not in text
-    assert all(sum(line.startswith(method + " ") for line in text.splitlines()) >= 2 for method in LDAM_METHODS)
+    assert all(sum(line.startswith(f"{method:23s} ") for line in text.splitlines()) == 1 for method in LDAM_METHODS)
 
 
 # ---- classes that arrive in another order ----------------------------------------------------------------------------
