@@ -1,4 +1,4 @@
-"""Pictures of notebook 05: two margins that share a sum; margins on the circle; runs with many settings."""
+"""Pictures of notebook 05: two margins that share a sum; margins on the circle; accuracy along the scale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import figures
-from ..figures import BLUE, CENTERED, GREY, ORANGE, VERMILLION, Names, Numbers, bare, picture
+from ..figures import BLUE, CENTERED, GREY, ORANGE, PURPLE, VERMILLION, Names, Numbers, bare, picture
 
 
 def bound(share: float | np.ndarray, ratio: float, rare: int = 10) -> float | np.ndarray:
@@ -87,47 +87,36 @@ def margin_circle(
     return bare(axes)
 
 
-def runs_maps(axes: Sequence[Axes], rows: Sequence[Mapping[str, float]]) -> None:
-    """Balanced accuracy in % of runs along max_margin and scale, one map for each start of the weights and each
-    learning rate; below it, small, how many features are not 0 for every image."""
-    sizes, scales = ([*dict.fromkeys(row[key] for row in rows)] for key in ("max_margin", "scale"))
-    for ax, (start, lr) in zip(axes, sorted({(row["start"], -row["lr"]) for row in rows}), strict=True):
-        runs = {(row["max_margin"], row["scale"]): row for row in rows if (row["start"], -row["lr"]) == (start, lr)}
-        accuracy = [[100 * runs[m, s]["all"] for s in scales] for m in sizes]
-        ax.imshow(accuracy, vmin=0, vmax=100, cmap="cividis", aspect="auto")
-        for (m, s), run in runs.items():
-            style = {"ha": "center", "color": "black" if run["all"] > 0.5 else "white"}
-            ax.text(scales.index(s), sizes.index(m), f"{100 * run['all']:.0f}", va="bottom", **style)
-            ax.text(scales.index(s), sizes.index(m) + 0.1, f"{run['alive']}", va="top", fontsize=7, **style)
-        ax.set_xticks(range(len(scales)), [f"{s:g}" for s in scales])
-        ax.set_yticks(range(len(sizes)), [f"{m:g}" for m in sizes])
-        ax.set_xlabel("scale")
-        ax.set_title(f"weights {_moment(start)},\nlearning rate {-lr:g}", fontsize=10)
-        ax.grid(visible=False)
-    axes[0].set_ylabel("largest margin")
-    title = "validation balanced accuracy in %; small: how many of 64 features are not always 0"
-    axes[0].figure.suptitle(title, fontsize=10)
-
-
-def _moment(start: float) -> str:
-    return "never" if start >= 1 else f"from {100 * start:.0f} %" if start else "from the start"
-
-
 @picture
-def runs_picture(figure: Figure, rows: Sequence[Mapping[str, float]]):
-    """Accuracy by group of the run with this max_margin, scale, start and learning rate; dotted: the best run's."""
-    found = {(row["max_margin"], row["scale"], row["start"], row["lr"]): row for row in rows}
-    axes = figure.subplots()
-    bars = figures.group_bars(axes, dotted=max(rows, key=lambda row: row["all"]))
-    texts = [axes.text(k, 0, "", ha="center", va="bottom") for k in range(4)]
-    axes.set(ylim=(0, 105), ylabel="accuracy in %, validation typefaces")
+def scale_picture(figure: Figure, rows: Sequence[Mapping[str, float]]):
+    """Left: balanced accuracy along the scale, one line for each learning rate. Right: this run by group."""
+    found = {(row["max_margin"], row["scale"], row["lr"]): row for row in rows}
+    scales, rates = ([*dict.fromkeys(row[key] for row in rows)] for key in ("scale", "lr"))
+    left, right = figure.subplots(1, 2)
+    styles = zip(rates, (ORANGE, PURPLE, GREY), "osD", strict=False)
+    lines = {
+        lr: left.plot(
+            range(len(scales)), [0.0] * len(scales), color=color, marker=marker, label=f"learning rate {lr:g}"
+        )[0]
+        for lr, color, marker in styles
+    }
+    (here,) = left.plot([0], [0], "o", color="black", markersize=14, fillstyle="none", markeredgewidth=2)
+    left.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
+    left.set(ylim=(0, 105), xlabel="scale s", ylabel="validation accuracy in %, all", xlim=(-0.3, len(scales) - 0.7))
+    left.legend(loc="lower right")
+    bars = figures.group_bars(right)
+    texts = [right.text(k, 0, "", ha="center", va="bottom") for k in range(4)]
+    right.set(ylim=(0, 105), title="the circled run by group")
 
-    def update(max_margin: float, scale: float, weights_from: float, lr: float) -> str:
-        row = found[max_margin, scale, weights_from, lr]
+    def update(max_margin: float, scale: float, lr: float) -> str:
+        row = found[max_margin, scale, lr]
+        for rate, line in lines.items():
+            line.set_ydata([100 * found[max_margin, s, rate]["all"] for s in scales])
+        here.set_data([scales.index(scale)], [100 * row["all"]])
         figures.raise_bars(bars, [row[name] for name in figures.WITH_ALL], texts)
         return (
-            f"Largest margin {max_margin:g}, scale {scale:g}, weights {_moment(weights_from)}, learning rate "
-            f"{lr:g}: balanced accuracy {100 * row['all']:.0f} %. Dotted: the best of these runs."
+            f"Largest margin {max_margin:g}, scale {scale:g}, learning rate {lr:g}: balanced accuracy "
+            f"{100 * row['all']:.0f} %; {row['alive']} of 64 features are not 0 for every image."
         )
 
     return update
