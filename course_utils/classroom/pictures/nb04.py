@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ...decoupling import tau_normalize
 from ...metrics import confusion_matrix, paired_interval, per_class_accuracy, shot_accuracy
 from .. import figures
-from ..figures import ABOVE, CENTERED, PURPLE, VERMILLION, Counts, Names, halo, picture
+from ..figures import ABOVE, CENTERED, GREY, PURPLE, VERMILLION, Counts, Names, halo, picture
 
 Fields = Sequence[Sequence[Sequence[float]]]  # rows, columns, seeds
 
@@ -85,6 +85,30 @@ def accuracy_table(axes: Axes, values: Fields, validation: Fields, rows: Names, 
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     return figures.bare(axes)
+
+
+def differences_in_bands(axes: Axes, bands: Mapping[str, Mapping[str, Sequence[float]]]) -> Axes:
+    """Differences paired by seed, a line for each with its 95 % interval (see `figures.difference_line()`), in bands.
+
+    bands: {name of the band: {name of the line: differences, one a seed}}.
+    """
+    height, ticks, texts = 0.0, [], []
+    for k, (band, lines) in enumerate(bands.items()):
+        top = height
+        axes.text(0.01, height + 0.55, band, transform=axes.get_yaxis_transform(), weight="bold", va="center")
+        for line, differences in lines.items():
+            height += 1
+            figures.difference_line(axes, differences, height + 0.5)
+            ticks.append(height + 0.5)
+            texts.append(line)
+        height += 1.1
+        if k % 2 == 0:
+            axes.axhspan(top, height, color=GREY, alpha=0.1, linewidth=0)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(ticks, texts)
+    axes.set_ylim(height, 0)
+    axes.grid(axis="y", visible=False)
+    return axes
 
 
 @picture
