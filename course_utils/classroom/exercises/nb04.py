@@ -254,7 +254,7 @@ def _scales_by(features, labels, weight, bias, epochs, rates, *, logits=None, si
 
 EXERCISES = {
     "4.1": Exercise(
-        goal="an epoch in shuffled cycles of the classes; no image returns before all of its class were shown.",
+        goal="classes, and images of each, in shuffled cycles.",
         verify=_verify_class_balanced,
         solution=class_balanced_epoch,
         mutants=(
@@ -269,7 +269,7 @@ EXERCISES = {
         ),
     ),
     "4.2": Exercise(
-        goal="independent draws: class j with its chance p_j, and all images of a class with the same chance.",
+        goal="class j with chance p_j, its images all alike.",
         verify=_verify_by_chances,
         solution=epoch_by_chances,
         mutants=(
@@ -284,7 +284,7 @@ EXERCISES = {
         ),
     ),
     "4.3": Exercise(
-        goal="the nearest class mean of every image, after centring and normalizing.",
+        goal="nearest class means, centred and normalized.",
         verify=_verify_nearest_mean,
         solution=nearest_mean,
         mutants=(
@@ -297,7 +297,7 @@ EXERCISES = {
         ),
     ),
     "4.4": Exercise(
-        goal="the logits of the tau-normalized classifier, made from the logits of the trained one.",
+        goal="tau-normalized logits from the trained ones.",
         verify=_verify_rescaled,
         solution=rescaled_logits,
         mutants=(
@@ -308,7 +308,7 @@ EXERCISES = {
         ),
     ),
     "4.5": Exercise(
-        goal="one scale for each row, learnt by gradient descent on cross-entropy, while rows and bias stay.",
+        goal="one learnt scale for each row; the rest stays.",
         verify=_verify_scales,
         solution=learn_scales,
         mutants=(
