@@ -61,9 +61,8 @@ def sampler_picture(figure: Figure, draw: Callable[[str, int], Tensor], labels: 
             bar.set_height(int(drawn[j]))
         first, last = order[0], order[-1]
         return (
-            f"{sampler}, epoch {epoch}: {names[first]}, with {counts[first]} images, comes {int(drawn[first])} times; "
-            f"{names[last]}, with {counts[last]}, comes {int(drawn[last])} times: each of its images "
-            f"{drawn[last] / counts[last]:.1f} times."
+            f"{sampler}, epoch {epoch}: {names[first]} comes {int(drawn[first])} times, {names[last]} "
+            f"{int(drawn[last])} times, each image of {names[last]} {drawn[last] / counts[last]:.1f} times."
         )
 
     return update
