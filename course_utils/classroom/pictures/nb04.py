@@ -1,8 +1,8 @@
-"""Pictures of notebook 04: what an epoch of each sampler shows; a tau that moves decisions."""
+"""Pictures of notebook 04: what an epoch of each sampler shows; read-outs compared; a tau that moves decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,38 +13,56 @@ from torch import Tensor
 
 from ...decoupling import tau_normalize
 from ...metrics import confusion_matrix, paired_interval, per_class_accuracy, shot_accuracy
-from ...sampling import EpochSampler
 from .. import figures
-from ..figures import ABOVE, CENTERED, VERMILLION, Counts, Names, halo, picture
+from ..figures import ABOVE, CENTERED, GREY, PURPLE, VERMILLION, Counts, Names, halo, picture
 
 Fields = Sequence[Sequence[Sequence[float]]]  # rows, columns, seeds
 
 
+def sorted_rows(axes: Axes, images: Sequence[Tensor], labels: Sequence[Tensor], row_names: Names) -> Axes:
+    """Rows of images, each sorted by class; what repeats a class that stands to its left is boxed.
+
+    images: for each row (M, 1, H, W). labels: for each row (M,).
+    """
+    orders = [own.argsort(stable=True) for own in labels]
+    rows = torch.cat([part[order] for part, order in zip(images, orders, strict=True)])
+    figures.image_rows(axes, rows, columns=len(labels[0]), row_names=row_names)
+    height, width = (side + 2 for side in rows.shape[-2:])
+    for y, (own, order) in enumerate(zip(labels, orders, strict=True)):
+        now = own[order]
+        for x in (1 + (now[1:] == now[:-1]).nonzero().flatten()).tolist():
+            box = {"fill": False, "color": PURPLE, "linewidth": 1.5}
+            axes.add_patch(Rectangle((x * width - 0.5, y * height - 0.5), width - 1, height - 1, **box))
+    return axes
+
+
 @picture
-def sampler_picture(figure: Figure, samplers: Mapping[str, EpochSampler], counts: Counts, names: Names):
-    """Images of every class in one epoch: bars what was drawn, black steps what the formula says."""
+def sampler_picture(figure: Figure, draw: Callable[[str, int], Tensor], labels: Tensor, counts: Counts, names: Names):
+    """How often an epoch shows each class, as bars, beside its number of images, a black outline.
+
+    draw: function (name of a sampler, epoch) -> the images of that epoch, places in `labels`.
+    """
     order = sorted(range(len(names)), key=lambda j: -counts[j])
     axes = figures.class_bars(figure.subplots(), [1] * len(names), names, counts, order=order)
     bars: list = list(axes.patches)
-    edges = np.arange(len(names) + 1) - 0.5
-    steps = axes.stairs([1] * len(names), edges, baseline=None, color="black", linewidth=1.5)
-    axes.set(yscale="log", ylim=(1, 2 * max(counts)), ylabel="images in the epoch")
+    edges, own = np.arange(len(names) + 1) - 0.5, [counts[j] for j in order]
+    axes.stairs(
+        own, edges, baseline=None, color="black", linewidth=1.5, label="instance-balanced: its images, once each"
+    )
+    axes.set(ylim=(0, 1.08 * max(counts)), ylabel="times in the epoch")
+    axes.add_artist(axes.legend(loc="upper right", bbox_to_anchor=(1, 0.88)))
     figures.group_legend(axes, bars=True, ncols=3, **ABOVE)
-    name = axes.text(0.99, 0.97, "", transform=axes.transAxes, ha="right", va="top")
+    name = axes.text(0.99, 0.97, "", transform=axes.transAxes, ha="right", va="top", weight="bold")
 
     def update(sampler: str, epoch: int) -> str:
         name.set_text(f"{sampler}, epoch {epoch}")
-        chosen = samplers[sampler]
-        chosen.set_epoch(epoch)
-        drawn = torch.bincount(chosen.labels[chosen.indices()], minlength=len(names))
-        expected = len(chosen) * chosen.probabilities()
+        drawn = torch.bincount(labels[draw(sampler, epoch)], minlength=len(names))
         for bar, j in zip(bars, order, strict=True):
-            bar.set_height(max(int(drawn[j]), 1e-3))
-        steps.set_data(expected[order].numpy())
+            bar.set_height(int(drawn[j]))
         first, last = order[0], order[-1]
         return (
-            f"{sampler}, epoch {epoch}: {names[first]} {int(drawn[first])} times, {names[last]} {int(drawn[last])} "
-            f"times; its {counts[last]} images come {drawn[last] / counts[last]:.1f} times each. Black: the formula."
+            f"{sampler}, epoch {epoch}: {names[first]} comes {int(drawn[first])} times, {names[last]} "
+            f"{int(drawn[last])} times, each image of {names[last]} {drawn[last] / counts[last]:.1f} times."
         )
 
     return update
@@ -66,6 +84,30 @@ def accuracy_table(axes: Axes, values: Fields, validation: Fields, rows: Names, 
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     return figures.bare(axes)
+
+
+def differences_in_bands(axes: Axes, bands: Mapping[str, Mapping[str, Sequence[float]]]) -> Axes:
+    """Differences paired by seed, a line for each with its 95 % interval (see `figures.difference_line()`), in bands.
+
+    bands: {name of the band: {name of the line: differences, one a seed}}.
+    """
+    height, ticks, texts = 0.0, [], []
+    for k, (band, lines) in enumerate(bands.items()):
+        top = height
+        axes.text(0.01, height + 0.55, band, transform=axes.get_yaxis_transform(), weight="bold", va="center")
+        for line, differences in lines.items():
+            height += 1
+            figures.difference_line(axes, differences, height + 0.5)
+            ticks.append(height + 0.5)
+            texts.append(line)
+        height += 1.1
+        if k % 2 == 0:
+            axes.axhspan(top, height, color=GREY, alpha=0.1, linewidth=0)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(ticks, texts)
+    axes.set_ylim(height, 0)
+    axes.grid(axis="y", visible=False)
+    return axes
 
 
 @picture
