@@ -264,7 +264,7 @@ def _open_or_not(predictions, labels):
 
 EXERCISES = {
     "6.1": Exercise(
-        goal="the centroid loss of equation (1), mean over the images.",
+        goal="equation (1), mean over the images.",
         verify=_verify_centroid_loss,
         solution=centroid_loss,
         mutants=(
@@ -279,7 +279,7 @@ EXERCISES = {
         ),
     ),
     "6.2": Exercise(
-        goal="g (f + tanh(chosen) * (softmax(wanted) @ M)), with g = reach / d_min and d_min at least reach / 1000.",
+        goal="v of equation (4), finite even on a centroid.",
         verify=_verify_meta,
         solution=meta_embedding,
         mutants=(
@@ -295,7 +295,7 @@ EXERCISES = {
         ),
     ),
     "6.3": Exercise(
-        goal="a network trained as equation (6) says: class-balanced sampling, memory without weight decay.",
+        goal="a network trained as equation (6) says.",
         verify=_verify_stage_two,
         solution=stage_two,
         mutants=(
@@ -313,7 +313,7 @@ EXERCISES = {
         ),
     ),
     "6.4": Exercise(
-        goal="the F-measure as the released code counts it; -1 is open.",
+        goal="F as the released code counts it; -1 is open.",
         verify=_verify_open_f,
         solution=open_f,
         mutants=(
