@@ -265,34 +265,45 @@ def second_stage(
     There, on ImageNet-LT, features pass a linear layer and ReLU (`fc_add`) that stage 1 did not have, so the first
     centroids are means of features behind random weights.
     """
-    for part in sorted(parts or ()):
-        require(part in PARTS, "parts", repr(part), ", ".join(PARTS))
-    readable = parts is None or "memory" in parts or "selector" not in parts
-    require(readable, "parts", "'selector' without 'memory'", "both, since it chooses what is read")
     objective, groups = None, {}
     with keeping_random_state() as reseed:  # on the CPU: a seed is the same everywhere
         reseed(seed)
-        model = copy.deepcopy(model)
-        if parts is not None:
-            features = extract_features(model, train)
-            centroids = class_means(features, train.labels, train.num_classes)
-            nearest = nearest_distance(features, centroids)
-            model.head = MetaEmbeddingClassifier(
-                centroids,
-                model.head,
-                scale=scale,
-                reach=(nearest.mean() / features.norm(dim=1).mean()).item(),
-                **{f"use_{part}": part in parts for part in PARTS[:3]},
-            )
-            if "attention" in parts:
-                model = with_attention(model, to_float(train.images[:1]))
-            if "centroid loss" in parts:
-                between = torch.pdist(centroids).square().mean().item()
-                criterion = criterion or DiscriminativeCentroidLoss(between, pairwise=True)
-                objective, groups = CentroidObjective(criterion, centroid_weight), {"head.memory": {"weight_decay": 0}}
+        model = copy.deepcopy(model) if parts is None else with_parts(model, train, parts, scale=scale, seed=seed)
+        if "centroid loss" in (parts or ()):
+            between = torch.pdist(model.head.memory.detach()).square().mean().item()
+            criterion = criterion or DiscriminativeCentroidLoss(between, pairwise=True)
+            objective, groups = CentroidObjective(criterion, centroid_weight), {"head.memory": {"weight_decay": 0}}
     sampler = ClassBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
     fit(model, train, epochs=epochs, sampler=sampler, objective=objective, groups=groups, seed=seed, **settings)
     return model
+
+
+def with_parts(
+    model: ImageClassifier, train: LabeledImages, parts: Sequence[str] = PARTS, *, scale: float = 16.0, seed: int = 0
+) -> ImageClassifier:
+    """A copy of a stage-1 network with parts of OLTR, as stage 2 starts: not trained yet.
+
+    Args, Raises: as for `second_stage()`, where `parts` is not None. "centroid loss" is no layer and adds nothing here.
+    """
+    for part in sorted(parts):
+        require(part in PARTS, "parts", repr(part), ", ".join(PARTS))
+    readable = "memory" in parts or "selector" not in parts
+    require(readable, "parts", "'selector' without 'memory'", "both, since it chooses what is read")
+    with keeping_random_state() as reseed:
+        reseed(seed)
+        model = copy.deepcopy(model)
+        features = extract_features(model, train)
+        # M_k = mean feature of class k;  reach = mean d_min / mean ||f||
+        centroids = class_means(features, train.labels, train.num_classes)
+        nearest = nearest_distance(features, centroids)
+        model.head = MetaEmbeddingClassifier(
+            centroids,
+            model.head,
+            scale=scale,
+            reach=(nearest.mean() / features.norm(dim=1).mean()).item(),
+            **{f"use_{part}": part in parts for part in PARTS[:3]},
+        )
+        return with_attention(model, to_float(train.images[:1])) if "attention" in parts else model
 
 
 class ModulatedAttention(nn.Module):

@@ -26,6 +26,7 @@ from course_utils.openworld import (
     second_stage,
     squash,
     with_attention,
+    with_parts,
 )
 from course_utils.sampling import ClassBalancedSampler
 from course_utils.training import evaluating, fit, predict, to_float
@@ -632,6 +633,19 @@ def test_where_the_second_stage_starts(stage_1, recorded):
     assert criterion.pairwise and criterion.margin == pytest.approx(sum(between) / len(between), rel=1e-4)
     assert isinstance(recorded.options["sampler"], ClassBalancedSampler)
     assert recorded.options["groups"] == {"head.memory": {"weight_decay": 0}}
+
+
+def test_a_network_with_parts_is_where_the_second_stage_starts(stage_1, recorded):
+    before, state = copy.deepcopy(stage_1.state_dict()), torch.get_rng_state()
+    mine, theirs = with_parts(stage_1, TRAIN, scale=9.0, seed=4), staged(stage_1, scale=9.0, seed=4)
+    assert (mine.head.scale, mine.head.reach) == (9.0, theirs.head.reach)
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.equal(v, before[k]) for k, v in stage_1.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(with_parts(stage_1, TRAIN, seed=5).head.weight, mine.head.weight)
+    assert with_parts(stage_1, TRAIN, ("memory",)).head.selector is None
+    with pytest.raises(ValueError, match="parts: got 'selector' without 'memory'; allowed: both"):
+        with_parts(stage_1, TRAIN, ("selector",))
 
 
 def test_the_memory_stands_still_without_the_centroid_loss(stage_1, recorded, monkeypatch):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from torch import Tensor
 
 from ...decoupling import class_means
-from ...metrics import GROUPS, open_set_f_measure, per_class_accuracy, shot_accuracy, shot_groups
+from ...metrics import GROUPS, open_set_f_measure, per_class_accuracy, shot_accuracy
 from ...openworld import OPEN, DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances
 from .. import figures
 from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Counts, Names, Numbers, picture
@@ -19,11 +20,17 @@ from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Counts
 CLASS_COLORS = (BLUE, GREEN, ORANGE, PURPLE, VERMILLION, SKY)
 
 
-def surest(axes: Axes, images: Tensor, kinds: Tensor, confidence: Tensor, said: Names) -> Axes:
-    """Of every kind (int64 (N,)) the image with the largest confidence, and what it is called."""
+def surest(axes: Axes, images: Tensor, kinds: Tensor, confidence: Tensor, answers: Names) -> Axes:
+    """Of every kind (int64 (N,)) the image with the largest confidence, in two rows, with what it is called above."""
     best = [int(torch.where(kinds == k, confidence, -1.0).argmax()) for k in kinds.unique()]
-    figures.image_rows(axes, images[best], columns=len(best))
-    axes.set_title("the surest digits; called " + ", ".join(said[i] for i in best))
+    columns = -(-len(best) // 2)
+    height, width = (size + 2 for size in images.shape[-2:])
+    spread = torch.zeros(len(best), images.shape[1], images.shape[2] + 14, images.shape[3], dtype=torch.uint8)
+    spread[:, :, 14:] = images[best]  # room for what is written above
+    figures.image_rows(axes, spread, columns=columns)
+    for k, i in enumerate(best):
+        x, y = (k % columns + 0.5) * width, (k // columns) * (height + 14) + 13
+        axes.text(x, y, f"“{answers[i]}”", ha="center", va="bottom", fontsize=11)
     return axes
 
 
@@ -50,7 +57,7 @@ def pull_and_push(
     loss: DiscriminativeCentroidLoss,
 ) -> None:
     """The plane twice, with arrows for both halves of the loss: where it would move, of every class, the image that is
-    farthest from its centroid."""
+    farthest from its centroid. Beside repelling, a circle around each centroid: inside it, the others are pushed."""
     centroids = class_means(features, labels, len(names))
     away = (features - centroids[labels]).norm(dim=1)
     farthest = [int(torch.where(labels == j, away, -1.0).argmax()) for j in range(len(names))]
@@ -59,6 +66,8 @@ def pull_and_push(
     halves = loss.halves(starts, torch.arange(len(names)), centroids)
     for ax, half, title in zip(axes, halves, ("attract: to its own triangle", "repel: away from others"), strict=True):
         memory_plane(ax, shown, truth, centroids, names)
+        for middle, color in zip(centroids.tolist(), CLASS_COLORS, strict=False) if half is halves[1] else ():
+            ax.add_patch(Circle(middle, loss.margin**0.5, fill=False, color=color, linestyle="--", linewidth=1.3))
         arrows(ax, starts.detach(), -torch.autograd.grad(half, starts, retain_graph=True)[0])
         ax.set_title(title)
 
@@ -85,12 +94,23 @@ def known_and_open(axes: Axes, known: Tensor, unknown: Tensor, xlabel: str, bins
 
 
 def gate_maps(axes: Axes, images: Tensor, gates: Tensor, columns: int) -> Axes:
-    """Glyphs, (N, 1, H, W) uint8, with the spatial gate (N, h, w) over them: the redder, the more is let through."""
-    large = torch.nn.functional.interpolate(gates[:, None], size=images.shape[-2:], mode="nearest")[:, 0]
-    figures.image_rows(axes, images, columns)
-    heat = axes.imshow(figures.tiles(large.numpy(), columns, np.nan), cmap="OrRd", alpha=0.55)
-    heat.set_clim(0, large.max().item())
-    axes.figure.colorbar(heat, ax=axes, label="gate (sums to 1 over a glyph)", shrink=0.8)
+    """Glyphs, (N, 1, H, W) uint8, under the spatial gate (N, h, w): the redder a cell, the more passes there; the
+    largest of each glyph is written in %."""
+    height, width = images.shape[-2:]
+    figures.image_rows(axes, images // 2, columns)
+    large = torch.nn.functional.interpolate(gates[:, None], size=(height, width), mode="nearest")[:, 0]
+    heat = np.zeros((*figures.tiles(large.numpy(), columns).shape, 4))
+    heat[..., 0], heat[..., 3] = 0.84, figures.tiles((large / gates.max()).numpy(), columns) * 0.85
+    axes.imshow(heat)
+    down, right = height / gates.shape[1], width / gates.shape[2]
+    for k, gate in enumerate(gates):
+        x, y = (k % columns) * (width + 2) - 0.5, (k // columns) * (height + 2) - 0.5
+        style = {"color": GREY, "linewidth": 0.5, "alpha": 0.6}
+        axes.hlines([y + down * row for row in range(gates.shape[1] + 1)], x, x + width, **style)
+        axes.vlines([x + right * column for column in range(gates.shape[2] + 1)], y, y + height, **style)
+        row, column = divmod(int(gate.argmax()), gates.shape[2])
+        place = x + right * (column + 0.5), y + down * (row + 0.5)
+        axes.text(*place, f"{100 * gate.max():.0f}", fontsize=9, path_effects=figures.halo(2), **figures.CENTERED)
     return axes
 
 
@@ -128,7 +148,8 @@ def threshold_picture(
     right.set_xticks(range(6), scores, fontsize=8)
     right.set(ylim=(0, 108), ylabel="%")
 
-    def update(threshold: float) -> str:
+    def update(threshold_in_percent: float) -> str:
+        threshold = threshold_in_percent / 100
         shown = torch.cat([nearest(which, accepted, threshold) for which, accepted in rows.values()])
         left.images[0].set_data(255 - figures.tiles(shown[:, 0].numpy(), across))
         final = torch.where(confidence < threshold, OPEN, said)
@@ -137,8 +158,8 @@ def threshold_picture(
         measures = [open_set_f_measure(final, labels, older=older) for older in (False, True)]
         figures.raise_bars(bars, [*(groups[g] for g in GROUPS), rejected, *measures], texts)
         return (
-            f"Threshold {threshold:.2f}: {100 * (final[known] == OPEN).float().mean():.0f} % of the letters and "
-            f"{100 * rejected:.0f} % of the digits are rejected."
+            f"Threshold {100 * threshold:.0f} %: {100 * (final[known] == OPEN).float().mean():.0f} % of the letters "
+            f"and {100 * rejected:.0f} % of the digits are rejected."
         )
 
     return update
@@ -169,11 +190,13 @@ def glyph_picture(
     image = pixels.imshow(np.zeros(images.shape[-2:]), cmap="gray", vmin=0, vmax=255)
     pixels.set_axis_off()
     titles = ("distance to the nearest centroids", "read from the memory, %", "said, % confidence")
-    limits = (distances[list(glyphs.values())].topk(most, largest=False).values.max().item() * 1.25, 125, 125)
+    limits = (distances[list(glyphs.values())].topk(most, largest=False).values.max().item() * 1.25, 130, 130)
     bars = []
     for ax, title, limit in zip(panels, titles, limits, strict=True):
         bars.append((ax.barh(range(most), [0] * most), [ax.text(0, k, "", va="center") for k in range(most)]))
         ax.set(xlim=(0, limit), yticks=range(most), ylim=(most - 0.5, -0.5))
+        if "%" in title:  # room for the number beside a full bar, no percent above 100 on the axis
+            ax.set_xticks([0, 50, 100])
         ax.set_title(title, fontsize=9)
 
     def update(glyph: str) -> str:
@@ -188,43 +211,64 @@ def glyph_picture(
                 text.set(x=value, text=f" {value:.1f}" if nearest else f" {value:.0f}")
         return (
             f"{glyph}: reachability {parts.reachability[i]:.2f}; takes from the memory {100 * share[i]:.0f} % "
-            f"of the length of its own feature; confidence {probabilities[i].max():.2f}."
+            f"of the length of its own feature; confidence {100 * probabilities[i].max():.0f} %."
         )
 
     return update
 
 
-def borrowing(axes: Axes, counts: Counts, values: Numbers, names: Names, label: str) -> Axes:
-    """A number for each class against its training images, in the colours and markers of the groups."""
-    rows = sorted(zip(counts, names, figures.group_of(counts), values, strict=True))
-    for place, (count, name, group, value) in enumerate(rows):  # neighbours have their letters on different sides
-        axes.plot(count, value, **figures.point_style(group, markersize=5))
-        offset, side = ((4, 2), "left") if place % 2 else ((-4, -8), "right")
-        axes.annotate(name, (count, value), textcoords="offset points", xytext=offset, ha=side, fontsize=8)
-    axes.margins(y=0.12)
-    figures.group_legend(axes, fontsize=8)
-    axes.set(xscale="log", xlabel="training images", ylabel=label)
-    return axes
-
-
 def ladder(left: Axes, right: Axes, scores: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """For every rung, `open_world_scores()` of each seed: accuracy by group on the left, AUROC on the right."""
     figures.group_points(left, scores)
-    figures.group_legend(
-        left, figures.WITH_ALL, fontsize=8, columnspacing=0.8, handletextpad=0.2, ncols=4, **figures.ABOVE
-    )
+    style = {"fontsize": 9, "columnspacing": 0.8, "handletextpad": 0.2, "ncols": 4}
+    figures.group_legend(left, figures.WITH_ALL, **style, **figures.ABOVE)
+    bands(right, list(scores), left=False)
     for row, seeds in enumerate(scores.values()):
         values = [100 * seed["AUROC"] for seed in seeds]
         figures.seed_points(right, values, row, alpha=0.5, marker="D", color=PURPLE, linestyle="")
-    right.set(xlabel="AUROC, letters against digits, in %", xlim=(60, 92))
+    right.set(xlabel="AUROC in % (50: guessing)", xlim=(50, 100))
 
 
-def umap_groups(axes: Axes, points: np.ndarray, labels: Tensor, counts: Counts) -> Axes:
-    """UMAP points (N, 2) of known and open (-1) images; few in colour."""
-    few = shot_groups(counts)[labels.clamp(min=0)] == 2
-    known = labels != OPEN
-    common, rare = (known & ~few, BLUE, ".", "many, medium"), (known & few, VERMILLION, "^", "few")
-    for which, color, marker, name in (common, rare, (~known, GREY, "x", "open digits")):
-        axes.plot(*points[which.numpy()].T, marker, color=color, markersize=4, alpha=0.6, label=name)
+def bands(axes: Axes, names: Names, left: bool = True) -> None:
+    """A band for each name, from top to bottom, every other one shaded."""
+    for row in range(0, len(names), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=GREY, alpha=0.1, linewidth=0)
+    if left:
+        axes.set_yticks(range(len(names)), names)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def open_scores(left: Axes, right: Axes, aurocs: Mapping[str, Mapping[str, Numbers]], paper: str, fair: str) -> None:
+    """Left: AUROC in % of each score (bands) on each network (colours), one number a seed. Right: how far the last
+    network with the score `paper` is ahead of the network `fair` with the score of the band, paired by seed.
+
+    aurocs: {network: {score: one AUROC for each seed}}.
+    """
+    names = list(aurocs[fair])
+    bands(left, names)
+    bands(right, names, left=False)
+    looks = zip(aurocs.items(), (GREY, SKY, PURPLE), ("o", "s", "D"), strict=True)
+    for k, ((network, found), color, marker) in enumerate(looks):
+        for row, name in enumerate(names):
+            style = {"color": color, "marker": marker, "linestyle": "", "alpha": 0.5}
+            label = {"label": network} if row == 0 else {}
+            figures.seed_points(left, found[name], row + 0.25 * (k - 1), **style)
+            left.plot(np.mean(found[name]), row + 0.25 * (k - 1), marker, color=color, markersize=9, **label)
+    left.set(xlabel="AUROC in % (50: guessing)", xlim=(50, 100))
+    left.legend(loc="lower left", fontsize=10)
+    best = list(aurocs.values())[-1][paper]
+    for row, name in enumerate(names):
+        figures.difference_line(right, [a - b for a, b in zip(best, aurocs[fair][name], strict=True)], row)
+    right.axvline(0, color="black", linewidth=1)
+    right.set(xlabel=f"OLTR as published minus\n{fair} with this score, points")
+
+
+def umap_letters(axes: Axes, points: np.ndarray, labels: Tensor, counts: Counts, names: Names) -> Axes:
+    """UMAP points (N, 2): known images as their letter in the colour of its group, open ones (-1) as grey crosses."""
+    axes.plot(*points[(labels == OPEN).numpy()].T, "x", color=GREY, markersize=4, alpha=0.5)
+    for j, (name, group) in enumerate(zip(names, figures.group_of(counts), strict=True)):
+        style = {"color": figures.GROUP_COLORS[group], "markersize": 6, "alpha": 0.75, "markeredgewidth": 0.3}
+        axes.plot(*points[(labels == j).numpy()].T, linestyle="", marker=f"${name}$", **style)
     axes.set(**figures.UMAP_AXES)
     return axes
