@@ -200,7 +200,7 @@ def _own_alone(logits, labels, counts, tau=1.0):
 
 EXERCISES = {
     "5.1": Exercise(
-        goal="the bound of equation (1) and its derivative with respect to m_1, where m_2 = total - m_1.",
+        goal="the bound (1), and its derivative by m_1.",
         verify=_verify_bound,
         solution=bound_and_slope,
         mutants=(
@@ -216,7 +216,7 @@ EXERCISES = {
         ),
     ),
     "5.2": Exercise(
-        goal="one loss for each image: equation (4), or with hinge=True scale times equation (3).",
+        goal="one loss for each image: (4), or scale * (3).",
         verify=_verify_ldam,
         solution=ldam,
         mutants=(
@@ -232,7 +232,7 @@ EXERCISES = {
         ),
     ),
     "5.3": Exercise(
-        goal="class weights proportional to 1 / E_j, scaled so that their sum is the number of classes.",
+        goal="weights proportional to 1 / E_j, sum C.",
         verify=_verify_effective,
         solution=effective_weights,
         mutants=(
@@ -244,7 +244,7 @@ EXERCISES = {
         ),
     ),
     "5.4": Exercise(
-        goal="LDAM with margins of at most 0.5 and scale 30; weights of beta 0.9999 from epoch round(at * epochs) on.",
+        goal="LDAM, with weights from the switch on.",
         verify=_verify_loop,
         solution=train_ldam_drw,
         mutants=(
@@ -262,7 +262,7 @@ EXERCISES = {
         ),
     ),
     "5.5": Exercise(
-        goal="the mean cross-entropy of the probabilities that are proportional to share^tau * e^logit.",
+        goal="cross-entropy of share^tau * e^logit.",
         verify=_verify_adjusted,
         solution=logit_adjusted,
         mutants=(

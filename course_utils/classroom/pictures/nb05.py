@@ -55,8 +55,8 @@ def trade_off_picture(figure: Figure, rare: int = 10):
             band.set(x=start, width=width)
             text.set(x=start + width / 2, text=f"{name}\n{width:.2f}")
         return (
-            f"Counts {ratio * rare:g} and {rare}: frequent class {share:.2f} of the margin, bound "
-            f"{100 * (mine / lowest - 1):.0f} % above its minimum, which is at {best_share(ratio):.2f}."
+            f"Counts {ratio * rare:g} and {rare}: at share {share:.2f} the bound is {100 * (mine / lowest - 1):.0f} % "
+            f"above its minimum, at share {best_share(ratio):.2f}."
         )
 
     return update
@@ -115,8 +115,8 @@ def scale_picture(figure: Figure, rows: Sequence[Mapping[str, float]]):
         here.set_data([scales.index(scale)], [100 * row["all"]])
         figures.raise_bars(bars, [row[name] for name in figures.WITH_ALL], texts)
         return (
-            f"Largest margin {max_margin:g}, scale {scale:g}, learning rate {lr:g}: balanced accuracy "
-            f"{100 * row['all']:.0f} %; {row['alive']} of 64 features are not 0 for every image."
+            f"Margin {max_margin:g}, scale {scale:g}, rate {lr:g}: balanced accuracy {100 * row['all']:.0f} %; "
+            f"{row['alive']} of 64 features not always 0."
         )
 
     return update
