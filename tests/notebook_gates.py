@@ -19,7 +19,6 @@ import torch
 from course_utils.classroom.exercises.__main__ import exercises_of
 
 MOST_WORDS, MOST_CELLS, MOST_LINES, WIDEST = 2000, 46, 12, 90
-FIRST_EDITION = ()
 SECTIONS = """You will be able to; Setup; Warm-up by hand; The naive way, measured; Play; Check yourself; In one breath;
 Where it fails; Where our code differs; Next; References""".replace("\n", " ").split("; ")
 BANNED_TAGS = {"raises-exception", "nbval-raises-exception", "nbval-skip", "skip-execution"}
@@ -116,8 +115,8 @@ def _outline(nb, number, exercises):
         yield "no cell tagged predict with guess = None"
     if lesson and not 1200 <= count_words(nb) <= MOST_WORDS:
         yield f"{count_words(nb)} words, 1200 to {MOST_WORDS} are wanted"
-    if len(nb.cells) > (most := 52 if number in FIRST_EDITION else MOST_CELLS):
-        yield f"{len(nb.cells)} cells, at most {most} are wanted"
+    if len(nb.cells) > MOST_CELLS:
+        yield f"{len(nb.cells)} cells, at most {MOST_CELLS} are wanted"
 
 
 def _outputs(nb, number, exercises):
@@ -139,7 +138,7 @@ def _outputs(nb, number, exercises):
             if re.search(MACHINE_PATH, " ".join([output.get("text", ""), *texts])):
                 yield f"cell {i} shows a path of one machine"
             plain = output.get("text", output.get("data", {}).get("text/plain", "")).splitlines()
-            wide = [] if number in FIRST_EDITION or (plain[:1] and plain[0].startswith("Figure: ")) else plain
+            wide = [] if plain[:1] and plain[0].startswith("Figure: ") else plain
             if (widest := max(map(len, wide), default=0)) > WIDEST:
                 yield f"cell {i} prints a line of {widest} characters, at most {WIDEST} are wanted"
             if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
@@ -161,10 +160,9 @@ def _code(nb, number, exercises):
         yield from (f"cell {i} is tagged {tag}" for tag in BANNED_TAGS & set(tags(cell)))
         if is_folded(cell) != bool(folded & set(tags(cell))):
             yield f"cell {i}: the tag machinery or claims and a folded source belong together"
-        most = 20 if number in FIRST_EDITION else MOST_LINES
-        if not is_folded(cell) and len(cell.source.splitlines()) > most:
-            yield f"cell {i}: {len(cell.source.splitlines())} lines of code, at most {most} are wanted"
-        if not is_folded(cell) and number not in FIRST_EDITION:
+        if not is_folded(cell):
+            if len(cell.source.splitlines()) > MOST_LINES:
+                yield f"cell {i}: {len(cell.source.splitlines())} lines of code, at most {MOST_LINES} are wanted"
             if any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell))):
                 yield f"cell {i}: an assert that the reader sees; claims belong in a folded cell"
 
