@@ -179,7 +179,7 @@ def _by_overlap(accuracy, shares, usable):
 
 EXERCISES = {
     "7.1": Exercise(
-        goal="the two ends between which `level` of the bootstrap means lie.",
+        goal="the interval that holds `level` of the means.",
         verify=_verify_bootstrap,
         solution=bootstrap,
         mutants=(
@@ -191,7 +191,7 @@ EXERCISES = {
         ),
     ),
     "7.2": Exercise(
-        goal="the mean test accuracy of the method that is best on validation images, at the given budget.",
+        goal="test accuracy of the best on validation.",
         verify=_verify_honest,
         solution=honest,
         mutants=(
@@ -206,7 +206,7 @@ EXERCISES = {
         ),
     ),
     "7.3": Exercise(
-        goal="the mean over images of the gap between accuracy and confidence in their bin.",
+        goal="equation (2), the calibration error.",
         verify=_verify_ece,
         solution=ece,
         mutants=(
@@ -218,7 +218,7 @@ EXERCISES = {
         ),
     ),
     "7.4": Exercise(
-        goal="the method with the best validation accuracy at these shares of the classes, and those that tie with it.",
+        goal="the best method on validation, and its ties.",
         verify=_verify_choose,
         solution=choose,
         mutants=(

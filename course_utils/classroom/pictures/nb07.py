@@ -151,10 +151,7 @@ def guide_picture(figure: Figure, advise: Callable[..., tuple[str, list[str], li
             "order: by validation images · orange: first\nhollow: ties with it · grey: you cannot use it", fontsize=11
         )
         mean, spread = mean_and_spread(test[best])
-        return (
-            f"{data}, {CARES[care]}: of {len(usable)} methods that you can use, {best} is first on validation images "
-            f"(test {mean:.1f} ± {spread:.1f} %); ties with it: {', '.join(ties) or 'none'}."
-        )
+        return f"{best} is first of {len(usable)} usable methods: {mean:.1f} ± {spread:.1f} %; {len(ties)} tie with it."
 
     return update
 
