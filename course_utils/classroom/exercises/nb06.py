@@ -204,11 +204,8 @@ def _decayed(first, train, epochs, seed, options):
     model = openworld.with_parts(first, train, seed=seed)
     margin = torch.pdist(model.head.memory.detach()).square().mean().item()
     loss = openworld.DiscriminativeCentroidLoss(margin, 0.01, pairwise=True)
-    own = {
-        "objective": openworld.CentroidObjective(loss, 0.1),
-        "sampler": ClassBalancedSampler(train.labels, seed=seed),
-    }
-    fit(model, train, epochs=epochs, seed=seed, **own, **options)
+    objective, sampler = openworld.CentroidObjective(loss, 0.1), ClassBalancedSampler(train.labels, seed=seed)
+    fit(model, train, epochs=epochs, seed=seed, objective=objective, sampler=sampler, **options)
     return model
 
 
