@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -57,7 +58,7 @@ def _verify_centroid_loss(answer):
         )
 
 
-def _with_squares(turn, divide=None, mean_first=False):
+def _with_squares(turn, divide=len, mean_first=False):
     """The loss with other distances, another divisor of the repelling half, or one hinge for the batch."""
 
     def loss(features, labels, memory, margin, repel_weight):
@@ -153,7 +154,7 @@ def _small_world():
 
 def _verify_stage_two(answer):
     for seed, (first, train) in enumerate(_small_world()):
-        options = {"batch_size": 16, "lr": 0.05, "weight_decay": 0.01, "progress": False}
+        options: dict[str, Any] = {"batch_size": 16, "lr": 0.05, "weight_decay": 0.01, "progress": False}
         want = openworld.second_stage(first, train, epochs=3, seed=seed, **options)
         before = predict(first, train)
         got = answer(first, train, 3, seed, dict(options))
@@ -203,11 +204,8 @@ def _decayed(first, train, epochs, seed, options):
     model = openworld.with_parts(first, train, seed=seed)
     margin = torch.pdist(model.head.memory.detach()).square().mean().item()
     loss = openworld.DiscriminativeCentroidLoss(margin, 0.01, pairwise=True)
-    own = {
-        "objective": openworld.CentroidObjective(loss, 0.1),
-        "sampler": ClassBalancedSampler(train.labels, seed=seed),
-    }
-    fit(model, train, epochs=epochs, seed=seed, **own, **options)
+    objective, sampler = openworld.CentroidObjective(loss, 0.1), ClassBalancedSampler(train.labels, seed=seed)
+    fit(model, train, epochs=epochs, seed=seed, objective=objective, sampler=sampler, **options)
     return model
 
 

@@ -210,8 +210,8 @@ def glyph_picture(
                 rect.set(width=value, facecolor=figures.GROUP_COLORS[groups[j]])
                 text.set(x=value, text=f" {value:.1f}" if nearest else f" {value:.0f}")
         return (
-            f"{glyph}: reachability {parts.reachability[i]:.2f}; takes from the memory {100 * share[i]:.0f} % "
-            f"of the length of its own feature; confidence {100 * probabilities[i].max():.0f} %."
+            f"{glyph}: reachability {parts.reachability[i]:.2f}; takes {100 * share[i]:.0f} % of its own length from "
+            f"the memory; confidence {100 * probabilities[i].max():.0f} %."
         )
 
     return update
