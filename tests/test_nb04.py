@@ -27,7 +27,7 @@ def test_rows_are_sorted_and_only_what_repeats_a_class_is_boxed(axes):
     labels = [torch.tensor([2, 0, 2, 1]), torch.tensor([0, 1, 2, 3])]
     sorted_rows(axes, [images[:4], images[4:]], labels, ["first", "second"])
     table = axes.images[0].get_array()
-    corners = [[255 - int(table[8 * y + 1, 8 * x + 1]) for x in range(4)] for y in range(2)]
+    corners = [[255 - int(table[8 * y, 8 * x]) for x in range(4)] for y in range(2)]
     assert corners == [[0, 1, 2, 2], [0, 1, 2, 3]]
     (box,) = axes.patches
     assert 24 - 1 <= box.get_x() <= 24 and box.get_y() < 1 and box.get_width() <= 8

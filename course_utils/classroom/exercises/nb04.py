@@ -232,8 +232,8 @@ def _verify_scales(answer):
         bias = torch.randn(len(counts), generator=generator)
         epochs = [torch.randint(len(labels), (length,), generator=generator) for _ in range(3)]
         package = LearnableWeightScaling(weight, bias)
-        quiet = {"momentum": 0.0, "weight_decay": 0.0, "sampler": _Drawn(labels, epochs)}
-        train_head(package, features, labels, epochs=3, lr=lr, **quiet)
+        drawn = _Drawn(labels, epochs)
+        train_head(package, features, labels, epochs=3, lr=lr, momentum=0.0, weight_decay=0.0, sampler=drawn)
         rates = [lr * cosine_schedule(t, 3) for t in range(3)]
         parts = (features.clone(), labels.clone(), weight.clone(), bias.clone())
         got = answer(*parts, [order.clone() for order in epochs], list(rates))
