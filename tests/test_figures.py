@@ -121,7 +121,7 @@ def test_the_map_has_an_arrow_for_what_the_notebooks_say_they_need(axes):
         asked = re.search(r"^\*\*You need\*\*(.*?)\*\*Time", text, re.MULTILINE | re.DOTALL)[1]
         needs = set(re.findall(r"\b0[1-9]\b", re.sub(r"\([^)]*\)", "", asked)))
         number = path.name[:2]
-        assert needs <= before[number] | {figures.COURSE_HELPS.get(number)}, path.stem
+        assert needs <= before[number] | {figures.MAP_HELPS.get(number)}, path.stem
         assert set(figures.COURSE[number][3].split()) <= needs | {"01"}, path.stem
 
 

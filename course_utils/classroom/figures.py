@@ -374,7 +374,7 @@ COURSE = {  # number: (place in the map, question, methods, the notebooks that i
     "06": ((2.0, 1.6), "the open world", "OLTR memory", "02"),
     "07": ((2.0, 0.5), "the choice", "all methods, your data", "04 05"),
 }
-COURSE_HELPS = {"05": "02"}  # number: a notebook that helps, but is not needed
+MAP_HELPS = {"05": "02"}  # number: a notebook that helps, but is not needed
 
 
 def course_map(axes: Axes) -> Axes:
@@ -384,7 +384,7 @@ def course_map(axes: Axes) -> Axes:
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": GREY, "linewidth": 2}
         drawn[number] = axes.text(x, y, f"{number} · {question}\n{methods}", bbox=box, zorder=3, **CENTERED)
     arrows = [(first, number, "-") for number, (*_, needs) in COURSE.items() for first in needs.split()]
-    for first, second, line in [*arrows, *((first, number, ":") for number, first in COURSE_HELPS.items())]:
+    for first, second, line in [*arrows, *((first, number, ":") for number, first in MAP_HELPS.items())]:
         ends = {"patchA": drawn[first].get_bbox_patch(), "patchB": drawn[second].get_bbox_patch()}
         arrow = {
             "arrowstyle": "->",
