@@ -206,8 +206,8 @@ def test_a_read_only_folder_is_named(tmp_path):
 # ---- rules of the house --------------------------------------------------------------------------------------------
 
 LAYERS = (
-    "runtime checkpoints checks metrics files data networks sampling losses heads training decoupling incremental_methods "
-    "incremental openworld methods classroom experiments __main__"
+    "runtime checkpoints checks metrics files data networks sampling losses heads training decoupling "
+    "incremental_methods incremental openworld methods classroom experiments __main__"
 ).split()
 MAY_PRINT = {"runtime.say"}
 SOURCES = {
