@@ -173,13 +173,13 @@ def _verify_row_gradient(answer):
 
 EXERCISES = {
     "2.1": Exercise(
-        goal="a head whose logits depend on angles only: one scale times the cosine of every feature with every row.",
+        goal="logits scale * cosine, with trained rows.",
         verify=_verify_cosine_head,
         solution=CosineHead,
         mutants=(_RowsOnly, _UnitRowsAtTheStart, _Columns, _NormsAsConstants, _AlwaysLearnt, _WithBias, _Zeros),
     ),
     "2.2": Exercise(
-        goal="the smallest cross-entropy that C classes can reach with cosine logits of a given scale.",
+        goal="the smallest loss that this scale allows.",
         verify=_verify_loss_floor,
         solution=loss_floor,
         mutants=(
@@ -190,7 +190,7 @@ EXERCISES = {
         ),
     ),
     "2.3": Exercise(
-        goal="the scale at which the best possible probability of the right class is p.",
+        goal="the scale whose best probability is p.",
         verify=_verify_scale_for,
         solution=scale_for,
         mutants=(
@@ -200,7 +200,7 @@ EXERCISES = {
         ),
     ),
     "2.4": Exercise(
-        goal="the gradient of the mean cross-entropy with respect to the rows of a cosine head, without autograd.",
+        goal="the slope of the loss by each row, (C, D).",
         verify=_verify_row_gradient,
         solution=row_gradient,
         mutants=(

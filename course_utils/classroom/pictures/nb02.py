@@ -39,8 +39,8 @@ def scale_picture(figure: Figure, scales: Numbers):
         for dot, value in zip(dots, (100 * math.exp(-floor), floor), strict=True):
             dot.set_data([scale], [value])
         return (
-            f"{classes} classes, scale {scale:g}: the right class gets at most {100 * math.exp(-floor):.1f} %, "
-            f"so the loss cannot fall below {floor:.3f}."
+            f"{classes} classes, scale {scale:g}: right class at most {100 * math.exp(-floor):.1f} %, "
+            f"loss at least {floor:.3f}."
         )
 
     return update
@@ -75,8 +75,8 @@ def vector_picture(figure: Figure, weight: Tensor, counts: Counts, names: Names,
             figures.move_feature_plane(part, treat(moved), zeros)
             shares.append(100 * (figures.plane_regions(treat(moved), zeros, extent) == row).mean())
         return (
-            f"{names[row]} turned by {angle}° and {length:g} times as long: it wins {shares[0]:.0f} % of the "
-            f"plane with linear logits, {shares[1]:.0f} % with cosines."
+            f"{names[row]} turned by {angle}°, {length:g} times as long: it wins {shares[0]:.0f} % of the plane "
+            f"(linear), {shares[1]:.0f} % (cosine)."
         )
 
     return update
