@@ -104,6 +104,7 @@ def train_base(
     head: str,
     train: LabeledImages,
     *,
+    last_relu: bool | None = None,
     network: Callable[..., ImageClassifier] = MLP,
     epochs: int = 8,
     batch_size: int = 128,
@@ -112,32 +113,40 @@ def train_base(
     scale: float = 5.0,
     seed: int = 0,
 ) -> ImageClassifier:
-    """The model of phase 0: cross-entropy on the first classes. One for each kind of head serves all arms.
+    """The model of phase 0: cross-entropy on the first classes. One for each `Arm.family` serves all its arms.
 
-    Under a cosine head an MLP or SmallCNN loses its last ReLU, as in LUCIR, so that cosines fill -1 to 1; a ResNet32
-    keeps it. Weights depend on `seed` alone; torch's global generator is left as it was.
+    last_relu: whether an MLP or SmallCNN keeps its last ReLU. None: under a linear head; under a cosine head it is
+    taken away, as in LUCIR, so that cosines fill -1 to 1. A ResNet32 keeps its own. Weights depend on `seed` alone;
+    torch's global generator is left as it was.
     """
-    require(head in ("linear", "cosine"), "head", repr(head), "linear, cosine")
+    arm = Arm(head, last_relu=last_relu)
     with keeping_random_state(train.images.device) as reseed:
         reseed(seed)
         model = network(train.num_classes)
-        if head == "cosine":
+        if not arm.keeps_last_relu:
             _remove_last_relu(model.backbone)
+        if head == "cosine":
             model.head = CosineClassifier(model.feature_dim, train.num_classes, scale=scale)
     model.to(train.images.device)
     fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed, progress=False)
     return model
 
 
-def _remove_last_relu(backbone: nn.Module) -> None:
+def _remove_last_relu(backbone: Any) -> None:
     """Of a sequence of layers, if none with weights comes after it."""
+    if (found := _last_activation(backbone)) is not None:
+        backbone[found] = nn.Identity()
+
+
+def _last_activation(backbone: Any) -> int | None:
+    """Where in a sequence of layers its last ReLU is, or the identity that took its place; None if there is neither."""
     layers = backbone if isinstance(backbone, nn.Sequential) else nn.Sequential()
     for i in reversed(range(len(layers))):
-        if isinstance(layers[i], nn.ReLU):
-            del layers[i]
-            return
+        if isinstance(layers[i], nn.ReLU | nn.Identity):
+            return i
         if any(True for _ in layers[i].parameters()):
-            return
+            return None
+    return None
 
 
 def run_incremental(
@@ -178,7 +187,7 @@ def run_incremental(
     Raises:
         ValueError: no exemplars, or both `exemplars` and `memory`; a phase without a new class, an unknown class or one
             without training images (BiC: with one, as it holds one out), k above the new classes of a phase, or a base
-            with another head or for another number of classes.
+            with another head, with or without a last ReLU against the arm, or for another number of classes.
 
     Differs from the released code of LUCIR in: a total memory is rounded down to whole images of each class; there
     (`--fix_budget`), up, so it keeps a little more than its budget.
@@ -193,11 +202,17 @@ def run_incremental(
     enough = arm.correct != "bias" or train.counts.min() > 1
     require(enough, "train", f"one image of class {empty!r}", "at least 2 of each class for BiC, which holds one out")
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "augment": augment, "seed": seed}
-    model = train_base(arm.head, train.only(order[: starts[1]]), **options) if base is None else copy.deepcopy(base)
+    if base is None:
+        base = train_base(arm.head, train.only(order[: starts[1]]), last_relu=arm.last_relu, **options)
+    model = copy.deepcopy(base)
     there = getattr(model.head, "num_classes", getattr(model.head, "out_features", None))
     require(there == starts[1], "base", f"{there} classes", f"{starts[1]}, those of phases[0]")
     kind, cosine = type(model.head).__name__, isinstance(model.head, CosineClassifier)
     require(cosine == (arm.head == "cosine"), "base", f"a {kind}", f"a {arm.head} head")
+    if (found := _last_activation(model.backbone)) is not None:
+        kinds = {True: "with a last ReLU", False: "without a last ReLU"}
+        relu = isinstance(model.backbone[found], nn.ReLU)
+        require(relu == arm.keeps_last_relu, "base", kinds[relu], f"one {kinds[arm.keeps_last_relu]}, as the arm says")
 
     learner = _Learner(arm, model, train, options)
     result = IncrementalResult([], torch.full((len(phases),) * 2, torch.nan), [], model, order)
@@ -325,7 +340,7 @@ class _Learner:
         for part in model.head.parameters():
             part.requires_grad_(part.ndim > 0)
         balanced = self.train.subset(torch.cat(self.memory))
-        plain = replace(self.arm, distill="none")
+        plain = replace(self.arm, distill="none", weight=None)
         objective = PhaseObjective(plain, teacher, len(self.memory) - num_new, num_new)
         fit(model, balanced, objective=objective, progress=False, **self.options | {"lr": self.options["lr"] / 10})
         for parameter, value in trained.items():

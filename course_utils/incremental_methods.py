@@ -1,6 +1,7 @@
 """Methods of class-incremental learning as small choices (`Arm`), and the loss that follows from them.
 
 `ARMS` names the methods of the course: replay, iCaRL's distillation, WA, BiC, and LUCIR (Hou et al. 2019) step by step.
+`CONTROLS` takes them apart: each differs from a neighbour in one choice, so that a difference has one cause.
 `course_utils.incremental.run_incremental()` takes an arm through the phases.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,13 @@ class Arm:
     """One method of class-incremental learning, as choices.
 
     head: "linear" or "cosine".
+    last_relu: whether features end in a ReLU and so are never negative. None: as in LUCIR's released code, where a
+        linear head has it and a cosine head has not.
     distill: what of the teacher is kept: "none", its "logits" (softened), its "scores" (cosines of the old classes) or
         its "features" (less-forget constraint).
+    weight: what scores or features weigh: lambda_base sqrt(n_old / n_new) for "old/new", as in LUCIR's released code;
+        lambda_base sqrt(n_new / n_old) for "new/old", as equation 7 is printed; lambda_base for "constant". None: as
+        released, 1 for scores and "old/new" for features.
     share: cross-entropy and distillation of logits weigh n_new and n_old of n_old + n_new (as for BiC); else 1 and 1.
         Matters only if logits are distilled.
     imprint: start new rows at the mean direction of their class (cosine head only).
@@ -43,11 +49,13 @@ class Arm:
     clip: negative weights of the classifier are set to 0 before every step and at the end (linear head only). WA wants
         it: above a last ReLU, a longer row then means larger logits.
     correct: after training, "none", "align" (WA), "bias" (BiC) or "fine-tune" (the head, on balanced exemplars).
-    less_forget: lambda_base of the less-forget constraint.
+    less_forget: lambda_base, for features and wherever `weight` is given.
     """
 
     head: str = "cosine"
+    last_relu: bool | None = None
     distill: str = "none"
+    weight: str | None = None
     share: bool = False
     imprint: bool = True
     freeze_old_rows: bool = False
@@ -61,22 +69,48 @@ class Arm:
     def __post_init__(self):
         choices = {
             "head": ("linear", "cosine"),
+            "last_relu": (None, True, False),
             "distill": ("none", "logits", "scores", "features"),
+            "weight": (None, "old/new", "new/old", "constant"),
             "correct": ("none", "align", "bias", "fine-tune"),
         }
         for name, allowed in choices.items():
-            require(getattr(self, name) in allowed, name, repr(getattr(self, name)), ", ".join(allowed))
+            require(getattr(self, name) in allowed, name, repr(getattr(self, name)), ", ".join(map(str, allowed)))
         not_with = {
             "linear": (("freeze_old_rows", True), ("separate", True), ("distill", "scores")),
-            "cosine": (("clip", True), ("correct", "align"), ("correct", "bias")),
+            "cosine": (("clip", True), ("correct", "align")),
         }
         (other,) = not_with.keys() - {self.head}
         for name, value in not_with[self.head]:
             got = f"{value!r} with a {self.head} head"
             require(getattr(self, name) != value, name, got, f"with a {other} head")
+        weighs = self.weight is None or self.distill in ("scores", "features")
+        require(weighs, "weight", f"{self.weight!r} with distill {self.distill!r}", "with scores or features")
         require(self.less_forget >= 0, "less_forget", self.less_forget, "at least 0")
         require(math.isfinite(self.margin), "margin", self.margin, "a number")
         require(self.k >= 1, "k", self.k, "at least 1")
+
+    @property
+    def keeps_last_relu(self) -> bool:
+        return self.head == "linear" if self.last_relu is None else self.last_relu
+
+    @property
+    def family(self) -> str:
+        """Arms of one family start from the same base model: "linear", "linear, no ReLU", "cosine", "cosine, ReLU"."""
+        usual = {"linear": True, "cosine": False}[self.head] == self.keeps_last_relu
+        return self.head if usual else f"{self.head}, {'ReLU' if self.keeps_last_relu else 'no ReLU'}"
+
+    def distillation_weight(self, num_old: int, num_new: int) -> float:
+        """What scores or features weigh beside the cross-entropy."""
+        weight = self.weight or ("old/new" if self.distill == "features" else "one")
+        return {
+            # lambda_base sqrt(n_old / n_new)   (Hou et al. 2019, equation 7, as released)
+            "old/new": adaptive_less_forget_weight(self.less_forget, num_old, num_new),
+            # lambda_base sqrt(n_new / n_old)   (the same, as printed)
+            "new/old": adaptive_less_forget_weight(self.less_forget, num_new, num_old),
+            "constant": self.less_forget,
+            "one": 1.0,
+        }[weight]
 
 
 ARMS = {
@@ -90,6 +124,34 @@ ARMS = {
     "cosine + less-forget": Arm(distill="features", freeze_old_rows=True),
     "LUCIR": Arm(distill="features", freeze_old_rows=True, separate=True),
     "LUCIR + fine-tuning": Arm(distill="features", freeze_old_rows=True, separate=True, correct="fine-tune"),
+}
+
+_BIC = Arm("linear", distill="logits", share=True, correct="bias")
+CONTROLS = {
+    # the network without the method, and the method without its network
+    "replay, no ReLU": Arm("linear", last_relu=False),
+    "distillation, no ReLU": Arm("linear", last_relu=False, distill="logits"),
+    "BiC, no ReLU": replace(_BIC, last_relu=False),
+    "cosine, ReLU": Arm(last_relu=True),
+    "cosine, not imprinted": Arm(imprint=False),
+    "cosine + distillation": Arm(distill="logits"),
+    "cosine + BiC": Arm(distill="logits", share=True, correct="bias"),
+    "LUCIR, ReLU": Arm(last_relu=True, distill="features", freeze_old_rows=True, separate=True),
+    "LUCIR, not imprinted": Arm(imprint=False, distill="features", freeze_old_rows=True, separate=True),
+    # repairs without one of their steps
+    "BiC, no correction": replace(_BIC, correct="none"),  # also WA, neither clipped nor aligned
+    "WA, no clipping": Arm("linear", distill="logits", share=True, correct="align"),
+    "WA, no aligning": Arm("linear", distill="logits", share=True, clip=True),
+    # scores against features: weight 1 or lambda, old rows free or frozen
+    "scores, weight 1, frozen": Arm(distill="scores", freeze_old_rows=True),
+    "scores, lambda, free": Arm(distill="scores", weight="old/new"),
+    "scores, lambda, frozen": Arm(distill="scores", weight="old/new", freeze_old_rows=True),
+    "features, weight 1, free": Arm(distill="features", weight="constant", less_forget=1.0),
+    "features, weight 1, frozen": Arm(distill="features", weight="constant", less_forget=1.0, freeze_old_rows=True),
+    "features, lambda, free": Arm(distill="features"),
+    # lambda upside down
+    "less-forget, printed lambda": Arm(distill="features", weight="new/old", freeze_old_rows=True),
+    "LUCIR, printed lambda": Arm(distill="features", weight="new/old", freeze_old_rows=True, separate=True),
 }
 
 
@@ -165,7 +227,8 @@ class PhaseObjective:
         require(enough, "k", arm.k, f"1 to {num_new}, the number of new classes")
         self.arm, self.num_old, self.num_new, self.correction = arm, num_old, num_new, correction
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
-        self.weight = adaptive_less_forget_weight(arm.less_forget, num_old, num_new)
+        require(min(num_old, num_new) >= 1, "num_old, num_new", f"{num_old}, {num_new}", "at least 1")
+        self.weight = arm.distillation_weight(num_old, num_new)
         self.cached = None
         if images is not None and arm.distill != "none":
             self.cached = self._of_teacher(extract_features(self.teacher, images))
@@ -201,10 +264,10 @@ class PhaseObjective:
             weights = (1 - part, part) if arm.share else (1, 1)
             loss = weights[0] * loss + weights[1] * distillation_loss(logits, kept)
         elif arm.distill == "scores":
-            # L = L_ce + L_distill of the cosines
-            loss = loss + score_distillation_loss(cosines, kept)
+            # L = L_ce + lambda L_distill of the cosines, lambda = 1 as released
+            loss = loss + self.weight * score_distillation_loss(cosines, kept)
         elif arm.distill == "features":
-            # L = L_ce + lambda L_forget, lambda = lambda_base sqrt(n_old / n_new)
+            # L = L_ce + lambda L_forget, lambda = lambda_base sqrt(n_old / n_new) as released
             loss = loss + self.weight * less_forget_loss(features, kept)
         if arm.separate:
             # ... + L_separate

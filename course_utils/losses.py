@@ -262,8 +262,8 @@ def less_forget_loss(features: Tensor, old_features: Tensor) -> Tensor:
 def adaptive_less_forget_weight(base: float, num_old: int, num_new: int) -> float:
     """lambda = base * sqrt(num_old / num_new): the more there is to forget, the stronger the constraint.
 
-    Hou et al. 2019, equation 7, prints the root the other way round (new / old); their released code, and all
-    re-implementations we know, use old / new, as here.
+    Hou et al. 2019, equation 7, prints the root the other way round (new / old); their released code has old / new, as
+    here. Re-implementations differ too: some use old / new, two that we know use (old + new) / new.
     """
     require(base >= 0, "base", base, "at least 0")
     require(min(num_old, num_new) >= 1, "num_old, num_new", f"{num_old}, {num_new}", "at least 1")

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from course_utils import incremental
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier
 from course_utils.incremental import herding, nearest_mean, new_class_margins, run_incremental, train_base
-from course_utils.incremental_methods import ARMS, Arm, BiasCorrection, PhaseObjective
+from course_utils.incremental_methods import ARMS, CONTROLS, Arm, BiasCorrection, PhaseObjective
 from course_utils.metrics import average_incremental_accuracy, balanced_accuracy, error_blocks, forgetting
 from course_utils.networks import MLP, ResNet32, SmallCNN
 from course_utils.training import extract_features, predict
@@ -38,19 +39,20 @@ SMALL = functools.partial(MLP, in_features=64, hidden=16, feature_dim=6)
 
 
 @functools.cache
-def _base(head, first, network):
-    return train_base(head, TRAIN.only(first), network=network, epochs=3, batch_size=16, augment=None, scale=5.0)
+def _base(head, first, network, last_relu):
+    options = {"network": network, "epochs": 3, "batch_size": 16, "augment": None, "scale": 5.0}
+    return train_base(head, TRAIN.only(first), last_relu=last_relu, **options)
 
 
-def base(head="cosine", first="ab", network=SMALL):
-    return copy.deepcopy(_base(head, first, network))
+def base(head="cosine", first="ab", network=SMALL, last_relu=None):
+    return copy.deepcopy(_base(head, first, network, last_relu))
 
 
 def run(arm=ARMS["LUCIR"], phases=PHASES, train=TRAIN, test=TEST, **options):
-    arm = ARMS.get(arm, arm) if isinstance(arm, str) else arm
+    arm = (ARMS | CONTROLS)[arm] if isinstance(arm, str) else arm
     options = NUMBERS | options
     if "base" not in options:
-        options["base"] = base(arm.head, "".join(phases[0]))
+        options["base"] = base(arm.head, "".join(phases[0]), last_relu=arm.last_relu)
     return run_incremental(arm, train, test, phases, **options)
 
 
@@ -201,7 +203,7 @@ def test_margins_against_new_classes_agree_with_a_slow_reference():
 
 
 @pytest.mark.parametrize(
-    ("network", "shortens"),
+    ("network", "has_one"),
     [
         (SMALL, True),
         (lambda n: SmallCNN(n, width=4), True),
@@ -210,16 +212,18 @@ def test_margins_against_new_classes_agree_with_a_slow_reference():
     ],
     ids=["MLP", "SmallCNN", "SmallCNN with a linear layer", "ResNet32"],
 )
-def test_a_cosine_head_takes_the_last_relu_away_and_a_linear_head_leaves_it(network, shortens):
+def test_features_end_in_a_relu_as_asked_for_and_by_default_under_a_linear_head(network, has_one):
     few = TRAIN.only("ab").subset(torch.arange(16))
     torch.manual_seed(0)
-    layers = len(network(2).backbone)
-    for head, length in (("linear", layers), ("cosine", layers - shortens)):
-        model = train_base(head, few, network=network, epochs=1, augment=None)
-        assert len(model.backbone) == length
+    whole = network(2).backbone
+    for head, last_relu in itertools.product(("linear", "cosine"), (None, True, False)):
+        model = train_base(head, few, network=network, epochs=1, augment=None, last_relu=last_relu)
+        gone = has_one and not (head == "linear" if last_relu is None else last_relu)
+        kinds = [(type(a), type(b)) for a, b in zip(whole, model.backbone, strict=True) if type(a) is not type(b)]
+        assert kinds == [(nn.ReLU, nn.Identity)] * gone
         assert isinstance(model.head, CosineClassifier if head == "cosine" else nn.Linear)
-        if shortens:
-            assert (extract_features(model, few).min() < 0).item() is (head == "cosine")
+        if has_one:
+            assert (extract_features(model, few).min() < 0).item() is gone
     assert model.head.num_classes == model.num_classes == 2 and model.head.in_features == model.feature_dim
 
 
@@ -245,9 +249,9 @@ def test_no_gpu_is_reseeded(monkeypatch):
 
 def test_a_base_that_is_given_and_one_that_is_trained_inside_give_the_same_result():
     big = [LabeledImages(d.images.repeat(1, 1, 4, 4)[:, :, 2:30, 2:30], d.labels, d.class_names) for d in (TRAIN, TEST)]
-    for arm in (ARMS["replay"], Arm(imprint=False)):
+    for arm in (ARMS["replay"], Arm(imprint=False), Arm("linear", last_relu=False)):
         options = {"epochs": 1, "batch_size": 64, "augment": None, "seed": 3}
-        given = train_base(arm.head, big[0].only("ab"), **options)
+        given = train_base(arm.head, big[0].only("ab"), last_relu=arm.last_relu, **options)
         before = copy.deepcopy(given)
         torch.manual_seed(77)
         outside = run_incremental(arm, *big, PHASES, base=given, exemplars=5, **options)
@@ -494,10 +498,11 @@ def test_wa_leaves_the_groups_with_one_mean_norm():
     assert aligned.model.head.weight.min() == 0 > plain.model.head.weight.min()
 
 
-def test_bic_corrects_the_newest_logits_in_its_predictions_and_for_the_next_teacher(monkeypatch):
+@pytest.mark.parametrize("arm", ["BiC", "cosine + BiC"])
+def test_bic_corrects_the_newest_logits_in_its_predictions_and_for_the_next_teacher(arm, monkeypatch):
     corrections = spy_on(monkeypatch, "BiasCorrection")
     objectives = spy_on(monkeypatch, "PhaseObjective")
-    result, models = models_of("BiC", exemplars=20)
+    result, models = models_of(arm, exemplars=20)
     first, second = (correction for *_, correction in corrections)
     assert (first.newest, second.newest) == (slice(2, 4), slice(4, 6))
     logits = predict(models[2], TEST)
@@ -593,6 +598,12 @@ LUCIR, DISTILLATION = ARMS["LUCIR"], ARMS["distillation (iCaRL)"]
         (Arm(), {"distill": "logits"}),
         (Arm(), {"distill": "scores"}),
         (Arm(), {"distill": "features"}),
+        (Arm(), {"last_relu": True}),
+        (DISTILLATION, {"last_relu": False}),
+        (Arm(distill="scores"), {"weight": "old/new"}),
+        (LUCIR, {"weight": "new/old"}),
+        (LUCIR, {"weight": "constant"}),
+        (Arm(distill="logits"), {"correct": "bias"}),
         (DISTILLATION, {"share": True}),
         (Arm(), {"imprint": False}),
         (Arm(), {"freeze_old_rows": True}),
@@ -660,6 +671,14 @@ def only_some(keep):
         ({"phases": ["abc", "de"], "base": base()}, "base: got 2 classes; allowed: 3, those of phases"),
         ({"base": base("linear")}, "base: got a Linear; allowed: a cosine head"),
         ({"arm": "replay", "base": base("cosine")}, "base: got a CosineClassifier; allowed: a linear head"),
+        (
+            {"base": base(last_relu=True)},
+            "base: got with a last ReLU; allowed: one without a last ReLU, as the arm says",
+        ),
+        (
+            {"arm": "BiC", "exemplars": 10, "base": base("linear", last_relu=False)},
+            "base: got without a last ReLU; allowed: one with a last ReLU",
+        ),
         (
             {"train": only_some(TRAIN.labels != 3)},
             "train: got no image of class 'd'; allowed: at least one of each class",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier, extended_linear
-from course_utils.incremental_methods import ARMS, Arm, BiasCorrection, PhaseObjective
+from course_utils.incremental_methods import ARMS, CONTROLS, Arm, BiasCorrection, PhaseObjective
 from course_utils.losses import (
     distillation_loss,
     inter_class_separation_loss,
@@ -77,6 +77,72 @@ def test_the_named_arms_go_step_by_step():
     assert (paper.less_forget, paper.margin, paper.k, paper.imprint) == (5, 0.5, 2, True)
 
 
+def test_a_control_differs_from_its_neighbour_in_one_choice():
+    arms = ARMS | CONTROLS
+    assert len(arms) == len(ARMS) + len(CONTROLS) and len({repr(arm) for arm in arms.values()}) == len(arms)
+    pairs = {
+        ("replay", "replay, no ReLU"): {"last_relu"},
+        ("distillation (iCaRL)", "distillation, no ReLU"): {"last_relu"},
+        ("BiC", "BiC, no ReLU"): {"last_relu"},
+        ("cosine", "cosine, ReLU"): {"last_relu"},
+        ("LUCIR", "LUCIR, ReLU"): {"last_relu"},
+        ("cosine", "cosine, not imprinted"): {"imprint"},
+        ("LUCIR", "LUCIR, not imprinted"): {"imprint"},
+        ("cosine", "cosine + distillation"): {"distill"},
+        ("cosine + distillation", "cosine + BiC"): {"share", "correct"},
+        ("BiC", "BiC, no correction"): {"correct"},
+        ("WA", "WA, no clipping"): {"clip"},
+        ("WA", "WA, no aligning"): {"correct"},
+        ("WA, no aligning", "BiC, no correction"): {"clip"},
+        ("cosine + score distillation", "scores, weight 1, frozen"): {"freeze_old_rows"},
+        ("cosine + score distillation", "scores, lambda, free"): {"weight"},
+        ("scores, lambda, free", "scores, lambda, frozen"): {"freeze_old_rows"},
+        ("scores, lambda, free", "features, lambda, free"): {"distill", "weight"},
+        ("features, weight 1, free", "features, weight 1, frozen"): {"freeze_old_rows"},
+        ("features, lambda, free", "cosine + less-forget"): {"freeze_old_rows"},
+        ("cosine + less-forget", "less-forget, printed lambda"): {"weight"},
+        ("LUCIR", "LUCIR, printed lambda"): {"weight"},
+    }
+    for (a, b), names in pairs.items():
+        assert {name for name, value in vars(arms[a]).items() if value != vars(arms[b])[name]} == names, (a, b)
+    assert CONTROLS.keys() <= {name for pair in pairs for name in pair}
+    no_relu = replace(arms["cosine, not imprinted"], head="linear", imprint=True)  # a linear head is never imprinted
+    assert no_relu.family == "linear" and replace(no_relu, last_relu=False) == arms["replay, no ReLU"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "family", "relu"),
+    [
+        (Arm("linear"), "linear", True),
+        (Arm("linear", last_relu=True), "linear", True),
+        (Arm("linear", last_relu=False), "linear, no ReLU", False),
+        (Arm(), "cosine", False),
+        (Arm(last_relu=False), "cosine", False),
+        (Arm(last_relu=True), "cosine, ReLU", True),
+    ],
+)
+def test_arms_of_one_family_share_their_base(arm, family, relu):
+    assert (arm.family, arm.keeps_last_relu) == (family, relu)
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({"distill": "features"}, 5 * math.sqrt(20 / 3)),
+        ({"distill": "features", "less_forget": 2.0}, 2 * math.sqrt(20 / 3)),
+        ({"distill": "features", "weight": "old/new"}, 5 * math.sqrt(20 / 3)),
+        ({"distill": "features", "weight": "new/old"}, 5 * math.sqrt(3 / 20)),
+        ({"distill": "features", "weight": "constant", "less_forget": 0.3}, 0.3),
+        ({"distill": "scores", "less_forget": 0.3}, 1),
+        ({"distill": "scores", "weight": "old/new"}, 5 * math.sqrt(20 / 3)),
+        ({"distill": "scores", "weight": "new/old", "less_forget": 2.0}, 2 * math.sqrt(3 / 20)),
+        ({"distill": "scores", "weight": "constant"}, 5),
+    ],
+)
+def test_what_scores_or_features_weigh(options, weight):
+    assert Arm(**options).distillation_weight(20, 3) == pytest.approx(weight)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -88,7 +154,10 @@ def test_the_named_arms_go_step_by_step():
         ({"head": "linear", "distill": "scores"}, "distill: got 'scores' with a linear head"),
         ({"clip": True}, "clip: got True with a cosine head; allowed: with a linear head"),
         ({"correct": "align"}, "correct: got 'align' with a cosine head; allowed: with a linear head"),
-        ({"correct": "bias"}, "correct: got 'bias' with a cosine head"),
+        ({"last_relu": "no"}, "last_relu: got 'no'; allowed: None, True, False"),
+        ({"distill": "features", "weight": "old"}, "weight: got 'old'; allowed: None, old/new, new/old, constant"),
+        ({"weight": "old/new"}, "weight: got 'old/new' with distill 'none'; allowed: with scores or features"),
+        ({"distill": "logits", "weight": "constant"}, "weight: got 'constant' with distill 'logits'"),
         ({"less_forget": -1.0}, "less_forget: got -1.0; allowed: at least 0"),
         ({"less_forget": math.nan}, "less_forget: got nan"),
         ({"margin": math.nan}, "margin: got nan; allowed: a number"),
@@ -120,6 +189,8 @@ def test_the_objective_is_the_sum_of_the_terms_of_the_arm():
         ({"distill": "logits"}, cross_entropy + logits),
         ({"distill": "logits", "share": True}, 2 / 5 * cross_entropy + 3 / 5 * logits),
         ({"distill": "scores"}, cross_entropy + scores),
+        ({"distill": "scores", "weight": "old/new"}, cross_entropy + 3 * math.sqrt(OLD / NEW) * scores),
+        ({"distill": "features", "weight": "new/old"}, cross_entropy + NEW / OLD * forget),
         ({"distill": "features"}, cross_entropy + forget),
         ({"separate": True}, cross_entropy + separate),
         ({"distill": "features", "separate": True}, cross_entropy + forget + separate),
