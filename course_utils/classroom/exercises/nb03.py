@@ -346,7 +346,7 @@ def _another_phase(imprint=True, norm=True, freeze=True, shared=False, momentum=
 
 EXERCISES = {
     "3.1": Exercise(
-        goal="a unit row for every new class: the mean direction of its features.",
+        goal="a unit row for each new class, its direction.",
         verify=_verify_imprinting,
         solution=imprinted_rows,
         mutants=(
@@ -357,7 +357,7 @@ EXERCISES = {
         ),
     ),
     "3.2": Exercise(
-        goal="the indices of k images whose mean, after normalizing, stays closest to that of all, in order of choice.",
+        goal="k images whose mean is close to that of all.",
         verify=_verify_herding,
         solution=choose_exemplars,
         mutants=(
@@ -368,7 +368,7 @@ EXERCISES = {
         ),
     ),
     "3.3": Exercise(
-        goal="how far the softened answers for old classes have moved from the teacher's.",
+        goal="how far answers for old classes have moved.",
         verify=_verify_distillation,
         solution=distill,
         mutants=(
@@ -380,7 +380,7 @@ EXERCISES = {
         ),
     ),
     "3.4": Exercise(
-        goal="two numbers: how far the cosines with old rows have moved, and how far the features have turned.",
+        goal="equations 5 and 6, two numbers.",
         verify=_verify_hold_on,
         solution=hold_on,
         mutants=(
@@ -392,7 +392,7 @@ EXERCISES = {
         ),
     ),
     "3.5": Exercise(
-        goal="the mean margin violation of old images against their k nearest new classes.",
+        goal="the mean violation of the margin by old images.",
         verify=_verify_margin_loss,
         solution=margin_loss,
         mutants=(
@@ -405,7 +405,7 @@ EXERCISES = {
         ),
     ),
     "3.6": Exercise(
-        goal="the loss of a batch: cross-entropy, the weighted less-forget constraint and inter-class separation.",
+        goal="equation 9 for a batch, with a gradient.",
         verify=_verify_lucir_loss,
         solution=lucir_loss,
         mutants=(
@@ -418,7 +418,7 @@ EXERCISES = {
         ),
     ),
     "3.7": Exercise(
-        goal="a model that has learnt a phase: rows grown, imprinted and frozen, one update for each batch.",
+        goal="a model that has learnt the new classes.",
         verify=_verify_phase,
         solution=learn_phase,
         mutants=(

@@ -36,18 +36,18 @@ def phase_picture(
     sizes = np.cumsum([len(phase) for phase in phases]).tolist()
     drawn = {}
     for axes, method in zip(figure.subplots(1, len(maps)), maps, strict=True):
-        points = np.concatenate([points for points, _ in maps[method]])
-        low, high = points.min(0) - 1, points.max(0) + 1
-        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title=method, **figures.UMAP_AXES)
+        axes.set(title=method, **figures.UMAP_AXES)
         (others,) = axes.plot([], [], ".", color=GREY, markersize=4, alpha=0.35)
         style = {"markersize": 9, "alpha": 0.9, "linestyle": "", "markeredgewidth": 0}
         marks = {c: axes.plot([], [], marker=f"${c}$", color=LETTER_COLORS[c], **style)[0] for c in LETTER_COLORS}
-        drawn[method] = others, marks
+        drawn[method] = axes, others, marks
 
     def update(phase: int) -> str:
         seen, old, parts = sizes[phase], sizes[phase - 1] if phase else sizes[0], []
-        for method, (others, marks) in drawn.items():
+        for method, (axes, others, marks) in drawn.items():
             points, letters = maps[method][phase]
+            low, high = points.min(0) - 1, points.max(0) + 1
+            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
             shown = np.isin(letters, [names.index(c) for c in marks])
             others.set_data(*points[~shown].T)
             for c, mark in marks.items():
@@ -61,11 +61,11 @@ def phase_picture(
                 i, j = divmod(largest, seen - old)
                 parts.append(
                     f"{method}: {100 * errors['old_to_new']:.1f} % old → new, {100 * errors['new_to_old']:.1f} % "
-                    f"new → old, most often {names[i]} called {names[old + j]} ({rows[i, old + j]:.0f} %)"
+                    f"new → old; {names[i]} called {names[old + j]}: {rows[i, old + j]:.0f} %."
                 )
         if not phase:
             return f"Phase 0: the {seen} letters of the base phase."
-        return f"Phase {phase}, {phases[phase]} are new. {'; '.join(parts)}."
+        return "\n".join([f"Phase {phase}, {phases[phase]} are new; errors, and the most frequent one.", *parts])
 
     return update
 
