@@ -222,6 +222,30 @@ def _exercises(nb, number, exercises):
             yield f"exercise {n}: two hints and a solution to unfold are wanted"
 
 
+def _shapes(root, least=14):
+    """Expressions of at least so many nodes, whatever their names: what a reader could copy."""
+    found = set()
+    for node in ast.walk(root):
+        if isinstance(node, ast.expr) and sum(1 for _ in ast.walk(node)) >= least:
+            wiped = copy.deepcopy(node)
+            for name in ast.walk(wiped):
+                if isinstance(name, ast.Name):
+                    name.id = "_"
+            found.add(ast.dump(wiped))
+    return found
+
+
+def _spoiled(nb, number, exercises):
+    """An exercise stands before any cell shows its answer."""
+    for n, exercise in exercises.items():
+        answer = _shapes(ast.parse(inspect.getsource(exercise.solution)))
+        for i, cell in code_cells(nb):
+            if f"exercise-{n}" in tags(cell):
+                break
+            if answer & _shapes(tree(cell)):
+                yield f"cell {i} shows the answer of exercise {n} before it"
+
+
 def _answers(nb, number, exercises):
     """The experiments have the same numbers whatever the reader wrote, except through yours()."""
     mine = {name for cell in nb.cells for t in tags(cell) if t.startswith("exercise-") for name in names_in(cell)[0]}
@@ -237,7 +261,7 @@ def _answers(nb, number, exercises):
         mine -= defined
 
 
-GATES = (_outline, _outputs, _code, _widgets, _training, _exercises, _answers)
+GATES = (_outline, _outputs, _code, _widgets, _training, _exercises, _spoiled, _answers)
 
 
 def problems_of(nb, path):

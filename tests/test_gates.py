@@ -1,5 +1,7 @@
 """Every gate closes: each planted defect gives exactly the complaint it should; nbval and the network guard work."""
 
+import ast
+import inspect
 import os
 import re
 import socket
@@ -60,6 +62,16 @@ def each(change):
     return lambda nb: [change(cell) for _, cell in code_cells(nb)]
 
 
+def longest_expression(number):
+    """Of the solution, with other names."""
+    root = ast.parse(inspect.getsource(EXERCISES[number].solution))
+    found = max((n for n in ast.walk(root) if isinstance(n, ast.expr)), key=lambda n: len(ast.unparse(n)))
+    for name in (n for n in ast.walk(found) if isinstance(n, ast.Name)):
+        name.id += "_"
+    return ast.unparse(found)
+
+
+LAST = max(EXERCISES)
 HERE = "check-1.1"  # a short cell that prints one line
 SETUP = "the first code cell is not tagged setup and nbval-ignore-output, or has more than 12 lines"
 TRAINS = r"cell \d+ trains: it is not tagged nbval-ignore-output, or nothing is asserted in or after it"
@@ -125,6 +137,7 @@ DEFECTS = [
     (reading(HERE, f", {FIRST}", ", abs"), rf'exercise 1\.1: no check\("1\.1", {FIRST}\)'),
     (reading("solution-1.1", "Hint 2", "Remark"), UNFOLD),
     (reading("solution-1.1", "Solution", "Secret"), UNFOLD),
+    (adding(HERE, f"\n{longest_expression(LAST)}"), rf"cell \d+ shows the answer of exercise {LAST} before it"),
     (adding("check-1.2", f"\n{FIRST}(3)"), None),
     (adding("widget", f"\n{FIRST}(3)"), USES),
     (adding("widget", f"\n{FIRST} = {FIRST}(3)"), USES),

@@ -489,7 +489,7 @@ def altered(raw, random_, case):
 
 def test_altered_files_of_results_are_refused_by_name(record_property):
     run_study("tiny", replace(TINY, seeds=(0, 1)), "study", jobs=1)
-    for name in ("study.json", "cells/choices-0-02-0.json", "cells/rows-1-WA-2.json"):
+    for name in ("study.json", "cells/choices-WA-0-02-0.json", "cells/rows-1-WA-0-05-2.json"):
         target = Path("table", name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(runs.RESULTS / "lucir-orders" / name, target)

@@ -16,19 +16,27 @@ from course_utils.experiments.studies import STUDIES, images_of
 from course_utils.experiments.tables import (
     CHOICES,
     CHOSEN,
+    COMPARED,
     EPOCHS,
     LDAM_METHODS,
     ORDER_METHODS,
+    OWN_RATES,
     PROFILES,
+    RATE,
+    RATES_TRIED,
     SCHEDULE,
+    SHUFFLED,
     TABLES,
     ldam_cell,
     ldam_text,
     order_cell,
+    order_differences,
     order_text,
+    order_values,
     phases_of,
 )
 from course_utils.incremental import run_incremental
+from course_utils.incremental_methods import ARMS, CONTROLS
 from course_utils.metrics import mean_and_spread
 
 TABLE = read_table(RESULTS / "ldam-table")
@@ -96,38 +104,75 @@ def test_the_text_has_every_method_in_both_profiles():
 
 
 def test_every_method_order_and_seed_is_there_once():
-    cells = Counter((row["order"], row["arm"], row["seed"]) for row in ORDERS["rows"])
-    assert cells == Counter((order, arm, seed) for order in (1, 2) for arm in ORDER_METHODS for seed in range(3))
-    assert all(order_text(ORDERS).count(f"    {arm:22s} ") == 2 for arm in ORDER_METHODS)
+    cells = Counter((row["order"], row["arm"], row["lr"], row["seed"]) for row in ORDERS["rows"])
+    trained = [(0, arm, RATE) for arm in ARMS | CONTROLS] + [(order, arm, RATE) for order in (1, 2) for arm in SHUFFLED]
+    trained += [(order, *own) for order in (0, 1, 2) for own in OWN_RATES.items()]
+    assert cells == Counter((*which, seed) for which in trained for seed in range(5))
+    text = order_text(ORDERS)
+    assert "nan" not in text and max(map(len, text.splitlines())) <= 120
+    assert all(text.count(f"\n{arm:27s} ") >= (3 if arm in SHUFFLED else 1) for arm in ORDER_METHODS)
+    assert {name for pair in COMPARED for name in pair} <= ORDER_METHODS.keys()
 
 
-def test_the_learning_rate_of_the_lesson_is_the_best_on_validation_typefaces():
-    by_rate = {}
-    for row in ORDERS["choices"]:
-        by_rate.setdefault(row["lr"], []).append(row["validation"])
-    assert all(len(values) == 3 for values in by_rate.values()) and len(by_rate) == 3
-    best = max(by_rate, key=lambda lr: sum(by_rate[lr]))
-    assert best == inspect.signature(run_incremental).parameters["lr"].default
+def test_rates_were_chosen_on_validation_typefaces():
+    """Every method runs at one rate, and those that did better at another one also run there."""
+    best = {}
+    for name, tried in RATES_TRIED.items():
+        found = {lr: [r["validation"] for r in ORDERS["choices"] if (r["arm"], r["lr"]) == (name, lr)] for lr in tried}
+        assert all(len(values) == 3 for values in found.values())
+        best[name] = max(found, key=lambda lr: sum(found[lr]))
+        assert min(tried) < best[name] < max(tried), "not at an edge"
+    assert {name: lr for name, lr in best.items() if lr != RATE} == OWN_RATES
+    assert inspect.signature(run_incremental).parameters["lr"].default == RATE
 
 
 def test_the_orders_are_those_of_today_and_hold_every_letter_once():
     assert phases_of(0) == ["ABCDEFGHIJKLMN", "OPQ", "RST", "UVW", "XYZ"]
-    assert list(ORDERS["settings"]["orders"]) == ["1", "2"]
+    assert list(ORDERS["settings"]["orders"]) == ["0", "1", "2"]
     for order, phases in ORDERS["settings"]["orders"].items():
         assert phases == phases_of(int(order))
         assert sorted("".join(phases)) == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
+def test_values_and_differences_of_a_table_are_those_of_its_cells():
+    rows = [row for row in ORDERS["rows"] if (row["order"], row["arm"], row["lr"]) == (1, "BiC", RATE)]
+    assert order_values(ORDERS, 1, "BiC", "average") == {row["seed"]: 100 * row["average"] for row in rows}
+    gaps = order_values(ORDERS, 1, "BiC", "bias_gap")
+    assert gaps == {row["seed"]: sum(row["phases"]["bias_gap"]) / 4 for row in rows}
+    drift, lucir = (order_values(ORDERS, 1, arm, "drift") for arm in ("BiC", "LUCIR"))
+    assert drift == pytest.approx({row["seed"]: 25 * sum(row["phases"]["drift"]) for row in rows})
+    assert order_differences(ORDERS, 1, "LUCIR", "BiC", "drift") == [lucir[seed] - drift[seed] for seed in range(5)]
+    assert all(math.isnan(value) for value in order_values(ORDERS, 1, "LUCIR", "bias_gap").values())
+    assert order_values(ORDERS, 1, "LUCIR", "average", OWN_RATES["LUCIR"]) != order_values(
+        ORDERS, 1, "LUCIR", "average"
+    )
+    with pytest.raises(ValueError, match=r"order, arm, lr: got 3, 'LUCIR', 0.05; allowed: those of the table"):
+        order_values(ORDERS, 3, "LUCIR", "average")
+
+
+def test_what_a_cell_says_fits_together():
+    for row in ORDERS["rows"]:
+        phases = row["phases"]
+        assert row["average"] == pytest.approx(sum(phases["accuracy"]) / 5, abs=2e-6)
+        assert row["accuracy"] == phases["accuracy"][-1]
+        assert row["accuracy"] == pytest.approx((23 * row["old"] + 3 * row["newest"]) / 26, abs=1e-5)
+        assert [len(phases[key]) for key in ("old_to_new", "new_to_old", "drift", "norm_ratio")] == [4] * 4
+        arm = ORDER_METHODS[row["arm"]]
+        assert ("bias_gap" in phases) == (arm.head == "linear")
+        assert (max(phases["row_angle"]) == 0) == (arm.freeze_old_rows and arm.correct != "fine-tune")
+
+
 def test_a_cell_that_is_run_again_gives_the_stored_numbers():
     """On another CPU rounding differs, and with it training; hence as far as the seeds are apart, and no further."""
-    rows = [row for row in ORDERS["rows"] if (row["order"], row["arm"]) == (1, "LUCIR")]
+    rows = [row for row in ORDERS["rows"] if (row["order"], row["arm"], row["lr"]) == (1, "LUCIR", RATE)]
     [row] = [row for row in rows if row["seed"] == 0]
-    again = order_cell(1, "LUCIR", 0)
-    assert again.keys() == row.keys() - {"order", "arm", "seed", "orders", "images"}
+    again = order_cell(1, "LUCIR", row["lr"], 0)
+    assert again.keys() == row.keys() - {"order", "arm", "lr", "seed", "orders", "images"}
     spread = max(mean_and_spread(r["average"] for r in rows)[1], 0.003)
     assert again["average"] == pytest.approx(row["average"], abs=4 * spread)
-    others = [r["drift"] for r in ORDERS["rows"] if (r["order"], r["arm"]) == (1, "cosine")]
-    assert 0 < again["drift"] < min(others) / 3, "what the constraint is for; its size follows rounding, seed by seed"
+    others = [r["phases"]["drift"][-1] for r in ORDERS["rows"] if (r["order"], r["arm"]) == (1, "cosine")]
+    drift = again["phases"]["drift"][-1]
+    assert 0 < drift < min(others) / 3, "what the constraint is for; its size follows rounding, seed by seed"
 
 
 # ---- `python -m course_utils experiments run NAME` -------------------------------------------------------------------

@@ -207,17 +207,19 @@ def difference_line(axes: Axes, differences: Numbers, height: float) -> None:
 
 
 def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups: Names = WITH_ALL) -> Axes:
-    """Accuracy by group for several methods: every seed a small point, the mean a large one.
+    """Accuracy by group for several methods, each in a band of its own: every seed a small point, the mean a large one.
 
     results: for each method the list of `shot_accuracy()` dictionaries, one a seed.
     """
     for row, seeds in enumerate(results.values()):
+        if row % 2 == 0:
+            axes.axhspan(row - 0.5, row + 0.5, color=GREY, alpha=0.1, linewidth=0)
         for k, group in enumerate(groups):
             height = row + 0.2 * (k - (len(groups) - 1) / 2)
             seed_points(axes, [100 * seed[group] for seed in seeds], height, **point_style(group))
     axes.set_yticks(range(len(results)), results)
-    axes.invert_yaxis()
-    axes.set_xlim(-3, 103)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlim=(-3, 103), ylim=(len(results) - 0.5, -0.5))
     axes.set_xlabel("test accuracy in %")
     return axes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,11 +16,18 @@ from torch import nn
 
 from .. import losses
 from ..data import english_letter_counts, load_images, long_tailed, step_counts
-from ..incremental import run_incremental, train_base
-from ..incremental_methods import ARMS
+from ..incremental import IncrementalResult, run_incremental, train_base
+from ..incremental_methods import ARMS, CONTROLS
 from ..methods import unit_cosine
-from ..metrics import average_incremental_accuracy, mean_and_spread, per_class_accuracy, shot_accuracy
-from ..networks import SmallCNN
+from ..metrics import (
+    average_incremental_accuracy,
+    difference_text,
+    forgetting,
+    mean_and_spread,
+    per_class_accuracy,
+    shot_accuracy,
+)
+from ..networks import ImageClassifier, SmallCNN
 from ..runtime import require
 from ..sampling import ClassBalancedSampler, DeferredResampler
 from ..training import fit, predict, step_schedule
@@ -157,8 +164,45 @@ def ldam_text(table: Mapping[str, Any]) -> str:
 
 # ---- classes that arrive in another order, notebook 03 ---------------------------------------------------------------
 
-ORDERS = (1, 2)
-ORDER_METHODS = ("replay", "distillation (iCaRL)", "WA", "BiC", "cosine", "cosine + less-forget", "LUCIR")
+ORDERS, ORDER_SEEDS = (0, 1, 2), range(5)
+ORDER_METHODS = ARMS | CONTROLS
+SHUFFLED = (  # those that also run in random orders: the methods, and the controls that decide something
+    "LUCIR",
+    "BiC",
+    "WA",
+    "cosine + less-forget",
+    "cosine",
+    "distillation (iCaRL)",
+    "cosine, not imprinted",
+    "BiC, no ReLU",
+    "features, lambda, free",
+    "replay, no ReLU",
+    "LUCIR, ReLU",
+    "cosine, ReLU",
+    "features, weight 1, frozen",
+    "scores, weight 1, frozen",
+    "LUCIR, printed lambda",
+    "BiC, no correction",
+    "cosine + BiC",
+    "replay",
+    "distillation, no ReLU",
+    "cosine + frozen rows",
+    "cosine + score distillation",
+)
+RATES_TRIED = {  # {method: learning rates tried with it on validation typefaces}
+    "distillation (iCaRL)": [0.02, 0.05, 0.1],
+    "WA": [0.02, 0.05, 0.1],
+    "BiC": [0.02, 0.05, 0.1, 0.2],
+    "distillation, no ReLU": [0.01, 0.02, 0.05, 0.1],
+    "BiC, no ReLU": [0.01, 0.02, 0.05, 0.1],
+    "cosine, ReLU": [0.02, 0.05, 0.1],
+    "cosine": [0.02, 0.05, 0.1, 0.2],
+    "LUCIR": [0.005, 0.01, 0.02, 0.05, 0.1],
+}
+RATE = 0.05  # of every method, as in notebook 03
+OWN_RATES = {"distillation, no ReLU": 0.02, "BiC": 0.1, "cosine": 0.1, "LUCIR": 0.01}  # where another one did best
+NO_SHARES = ("row_angle", "norm_ratio", "bias_gap")
+BY_PHASE = ("accuracy", "old_to_new", "new_to_old", "drift", *NO_SHARES)
 
 
 def phases_of(order: int) -> list[str]:
@@ -168,38 +212,150 @@ def phases_of(order: int) -> list[str]:
     return [letters[:14], *(letters[i : i + 3] for i in range(14, 26, 3))]
 
 
-def order_cell(order: int, arm: str, seed: int) -> dict[str, float]:
-    """The settings of notebook 03, 20 exemplars a class. Shares from 0 to 1: "average" is the average incremental
-    accuracy with the base phase.
+@lru_cache(maxsize=32)  # cells of one process start from the same models
+def _base(order: int, head: str, last_relu: bool, lr: float, seed: int) -> ImageClassifier:
+    train = load_images("letters", "train").only(phases_of(order)[0])
+    return train_base(head, train, last_relu=last_relu, lr=lr, seed=seed)
+
+
+def _run(order: int, arm: str, lr: float, seed: int, split: str) -> IncrementalResult:
+    chosen, data = ORDER_METHODS[arm], (load_images("letters", name) for name in ("train", split))
+    base = _base(order, chosen.head, chosen.keeps_last_relu, lr, seed)
+    return run_incremental(chosen, *data, phases_of(order), base=base, lr=lr, seed=seed)
+
+
+def order_cell(order: int, arm: str, lr: float, seed: int) -> dict[str, Any]:
+    """One method of `ORDER_METHODS` through the phases, test typefaces, the settings of notebook 03, shares 0 to 1.
+
+    "average": average incremental accuracy with the base phase, "average_nme" the same by nearest means; "accuracy"
+    after the last phase, of which "old" and "newest" are the means of the 23 old letters and of the 3 newest;
+    "forgetting". "phases": what `run_incremental()` measures, one number a phase (all but "accuracy" from phase 1 on).
     """
-    train, test, phases = load_images("letters", "train"), load_images("letters", "test"), phases_of(order)
-    base = train_base(ARMS[arm].head, train.only(phases[0]), seed=seed)
-    rows = run_incremental(ARMS[arm], train, test, phases, base=base, seed=seed).phases
-    average = average_incremental_accuracy([row["accuracy"] for row in rows])
-    last = {key: rows[-1][key] for key in ("accuracy", "accuracy_nme", "old_to_new", "new_to_old", "drift")}
-    return {"average": average, **last}
+    result = _run(order, arm, lr, seed, "test")
+    rows, last = result.phases, result.by_phase[-1].double()
+    sizes = torch.tensor([float(len(phase)) for phase in phases_of(order)[:-1]]).double()
+    return {
+        "average": average_incremental_accuracy([row["accuracy"] for row in rows]),
+        "average_nme": average_incremental_accuracy([row["accuracy_nme"] for row in rows]),
+        "accuracy": rows[-1]["accuracy"],
+        "old": ((last[:-1] * sizes).sum() / sizes.sum()).item(),
+        "newest": last[-1].item(),
+        "forgetting": forgetting(result.by_phase),
+        "phases": {key: [row[key] for row in rows if key in row] for key in BY_PHASE if key in rows[-1]},
+    }
 
 
-def order_choice(lr: float, seed: int) -> dict[str, float]:
-    """Average incremental accuracy of the linear baseline on validation typefaces, alphabetical order."""
-    train, validation, phases = load_images("letters", "train"), load_images("letters", "validation"), phases_of(0)
-    base, arm = train_base("linear", train.only(phases[0]), lr=lr, seed=seed), ARMS["distillation (iCaRL)"]
-    rows = run_incremental(arm, train, validation, phases, base=base, lr=lr, seed=seed).phases
+def order_choice(arm: str, lr: float, seed: int) -> dict[str, float]:
+    """Average incremental accuracy on validation typefaces, alphabetical order."""
+    rows = _run(0, arm, lr, seed, "validation").phases
     return {"validation": average_incremental_accuracy([row["accuracy"] for row in rows])}
 
 
+def order_values(table: Mapping[str, Any], order: int, arm: str, key: str, lr: float = RATE) -> dict[int, float]:
+    """{seed: number}: one of those that `order_cell()` gives, or the mean over the phases of a number of `BY_PHASE`.
+
+    Shares and drift in %, the rest as it is; NaN where there is nothing to measure, as the bias gap of a cosine head.
+
+    Raises:
+        ValueError: the table has no such cell.
+    """
+    rows, unit = _where(table["rows"], order=order, arm=arm, lr=lr), 1 if key in NO_SHARES else 100
+    require(rows, "order, arm, lr", f"{order}, {arm!r}, {lr}", "those of the table")
+    values = {row["seed"]: row[key] if key in row else row["phases"].get(key, math.nan) for row in rows}
+    return {seed: unit * (sum(v) / len(v) if isinstance(v, list) else v) for seed, v in values.items()}
+
+
+def order_differences(table: Mapping[str, Any], order: int, first: str, second: str, key: str) -> list[float]:
+    """`order_values()` of the first method minus those of the second, for every seed that both have."""
+    a, b = (order_values(table, order, arm, key) for arm in (first, second))
+    return [a[seed] - b[seed] for seed in a if seed in b]
+
+
 def order_text(table: Mapping[str, Any]) -> str:
-    """The choice of the learning rate, then for each order every method."""
-    lines = [f"average incremental accuracy in %, seeds 0 to 2; made by {_made_by(table)}"]
-    for lr in dict.fromkeys(row["lr"] for row in table["choices"]):
-        found = _where(table["choices"], lr=lr)
-        lines.append(f"rate {lr}, distillation, validation: {_percent(found, 'validation')}")
+    """The choice of the learning rates; then for each order every method, and differences with their intervals."""
+    lines = [f"in % of test images, seeds 0 to 4; made by {_made_by(table)}", "", RATE_HEADER]
+    for arm, tried in RATES_TRIED.items():
+        found = {lr: _where(table["choices"], arm=arm, lr=lr) for lr in tried}
+        cells = (f"{lr}: {_percent(rows, 'validation')}" for lr, rows in found.items() if rows)
+        lines.append(f"{arm:27s} {' | '.join(cells)}")
     for order in ORDERS:
-        lines.append(f"order {order}: {' '.join(phases_of(order))}")
-        for arm in ORDER_METHODS:
-            if found := _where(table["rows"], order=order, arm=arm):
-                lines.append(f"    {arm:22s} {_percent(found, 'average')}")
+        there = [arm for arm in ORDER_METHODS if _where(table["rows"], order=order, arm=arm, lr=RATE)]
+        lines += ["", f"order {order}: {' '.join(phases_of(order))}; learning rate {RATE}, or as written"]
+        lines.append(f"{'':27s}{''.join(ORDER_COLUMNS.values())}")
+        lines += [_order_line(table, order, arm, RATE, arm) for arm in there]
+        for arm, lr in OWN_RATES.items():
+            if _where(table["rows"], order=order, arm=arm, lr=lr):
+                lines.append(_order_line(table, order, arm, lr, f"{arm}, {lr}"))
+        lines += ["", f"order {order}, differences by seed in points [95 % interval]"]
+        for first, second in COMPARED:
+            if first in there and second in there:
+                parts = (
+                    f"{name} {difference_text(order_differences(table, order, first, second, key))}"
+                    for key, name in (("average", "average"), ("old_to_new", "old->new"), ("new_to_old", "new->old"))
+                )
+                lines += [f"{first} minus {second}:", f"    {', '.join(parts)}"]
     return "\n".join(lines)
+
+
+RATE_HEADER = "average incremental accuracy on validation typefaces, order 0, three seeds, by learning rate"
+ORDER_COLUMNS = {  # {key of `order_values()`: header as wide as its column}
+    "average": "       average",
+    "accuracy": "   last",
+    "old": "    old",
+    "newest": " newest",
+    "forgetting": "  forget",
+    "old_to_new": " old->new",
+    "new_to_old": " new->old",
+    "drift": "  drift",
+    "norm_ratio": " norms",
+    "bias_gap": " biases",
+}
+COMPARED = (
+    # what the last ReLU, the cosine head and imprinting do
+    ("replay, no ReLU", "replay"),
+    ("distillation, no ReLU", "distillation (iCaRL)"),
+    ("BiC, no ReLU", "BiC"),
+    ("cosine", "cosine, ReLU"),
+    ("LUCIR", "LUCIR, ReLU"),
+    ("cosine, not imprinted", "replay, no ReLU"),
+    ("cosine", "cosine, not imprinted"),
+    ("LUCIR", "LUCIR, not imprinted"),
+    ("cosine + distillation", "distillation, no ReLU"),
+    ("cosine + BiC", "BiC, no ReLU"),
+    # LUCIR and its rivals
+    ("BiC", "BiC, no correction"),
+    ("WA", "BiC, no correction"),
+    ("BiC", "WA"),
+    ("LUCIR", "WA"),
+    ("LUCIR", "BiC"),
+    ("LUCIR", "BiC, no ReLU"),
+    ("LUCIR", "cosine + BiC"),
+    # scores and features, rows free and frozen
+    ("cosine + score distillation", "cosine"),
+    ("cosine + frozen rows", "cosine"),
+    ("features, weight 1, free", "cosine + score distillation"),
+    ("features, weight 1, frozen", "scores, weight 1, frozen"),
+    ("features, lambda, free", "scores, lambda, free"),
+    ("cosine + less-forget", "scores, lambda, frozen"),
+    ("scores, lambda, free", "cosine + score distillation"),
+    ("scores, lambda, frozen", "scores, lambda, free"),
+    ("cosine + less-forget", "features, lambda, free"),
+    # separation, fine-tuning, the printed lambda
+    ("LUCIR", "cosine + less-forget"),
+    ("LUCIR + fine-tuning", "LUCIR"),
+    ("less-forget, printed lambda", "cosine + less-forget"),
+    ("LUCIR, printed lambda", "LUCIR"),
+)
+
+
+def _order_line(table: Mapping[str, Any], order: int, arm: str, lr: float, name: str) -> str:
+    cells = []
+    for key, header in ORDER_COLUMNS.items():
+        mean, spread = mean_and_spread(order_values(table, order, arm, key, lr).values())
+        text = "" if math.isnan(mean) else f"{mean:.{2 if key in NO_SHARES else 1}f}"
+        text += f" ± {spread:.1f}" if key == "average" and not math.isnan(spread) else ""
+        cells.append(f"{text:>{len(header)}s}")
+    return f"{name:27s}{''.join(cells)}"
 
 
 # ---- all tables ------------------------------------------------------------------------------------------------------
@@ -229,10 +385,27 @@ TABLES = {
         fixed={"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES},
     ),
     "lucir-orders": Table(
-        what="class-incremental letters in two random orders, and the choice of the learning rate",
+        what="class-incremental letters in three orders, methods and controls, and the choice of the learning rates",
         parts={
-            "choices": (order_choice, [{"lr": [0.02, 0.05, 0.1], "seed": range(3)}]),
-            "rows": (order_cell, [{"order": ORDERS, "arm": ORDER_METHODS, "seed": range(3)}]),
+            "choices": (
+                order_choice,
+                [{"arm": [arm], "lr": tried, "seed": range(3)} for arm, tried in RATES_TRIED.items()],
+            ),
+            "rows": (
+                order_cell,
+                [
+                    {"order": [0], "arm": ORDER_METHODS, "lr": [RATE], "seed": ORDER_SEEDS},
+                    *(
+                        {"order": ORDERS, "arm": [arm], "lr": [lr], "seed": ORDER_SEEDS}
+                        for arm, lr in OWN_RATES.items()
+                    ),
+                    *(
+                        {"order": [order], "arm": [arm], "lr": [RATE], "seed": ORDER_SEEDS}
+                        for arm in SHUFFLED
+                        for order in ORDERS[1:]
+                    ),
+                ],
+            ),
         },
         text=order_text,
         fixed={"orders": {str(order): phases_of(order) for order in ORDERS}},
