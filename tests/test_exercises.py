@@ -129,7 +129,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("answer", ODD, ids=lambda value: repr(value)[:20])
-@pytest.mark.parametrize("number", ["0.1", "1.1", "3.2"])  # a number, a dictionary, tensors
+@pytest.mark.parametrize("number", ["0.1", "1.1", "3.4"])  # a number, a dictionary, tensors
 def test_an_odd_answer_gets_one_line_and_no_stack(number, answer, capsys):
     check(number, lambda *_arguments: answer)
     line = said(capsys)

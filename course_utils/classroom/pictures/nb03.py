@@ -1,4 +1,4 @@
-"""Pictures of notebook 03: confusion matrices and features phase by phase; the margin on real cosines."""
+"""Pictures of notebook 03: rows and biases, paired differences, two kinds of errors, aligning; the sliders."""
 
 from __future__ import annotations
 
@@ -12,29 +12,11 @@ from torch import Tensor
 
 from ...metrics import confusion_matrix, error_blocks
 from .. import figures
-from ..figures import ABOVE, BLUE, CENTERED, GREEN, GREY, PURPLE, SKY, VERMILLION, Names, picture
+from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Names, Numbers, picture
 
+# ---- the sliders -----------------------------------------------------------------------------------------------------
 
-def draw_confusion(axes: Axes, predictions: Tensor, labels: Tensor, names: Names, old: int) -> dict:
-    """Confusion matrix in % of each row, the border between old and new classes as lines; the darkest colour is 60 %
-    or more. Returns the artists."""
-    image = figures.confusion_axes(axes, names, cmap="Blues", vmin=0, vmax=60)
-    lines = [axes.axhline(0, color=VERMILLION, linewidth=1), axes.axvline(0, color=VERMILLION, linewidth=1)]
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.6, aspect=25, pad=0.02, ticks=[0, 20, 40, 60])
-    bar.ax.set_yticklabels(["0 %", "20 %", "40 %", "60 %\nor more"], fontsize=8)
-    bar.set_label("of the images of the row", fontsize=9)
-    axes.set(xlabel="called", ylabel="is")
-    artists = {"image": image, "lines": lines, "classes": len(names)}
-    move_confusion(artists, predictions, labels, old)
-    return artists
-
-
-def move_confusion(artists: dict, predictions: Tensor, labels: Tensor, old: int) -> None:
-    """Show other predictions in a picture made by `draw_confusion()`."""
-    counts = confusion_matrix(predictions, labels, artists["classes"]).double()
-    artists["image"].set_data((100 * counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy())
-    artists["lines"][0].set_ydata([old - 0.5] * 2)
-    artists["lines"][1].set_xdata([old - 0.5] * 2)
+LETTER_COLORS = dict(zip("KXVYOQ", (BLUE, SKY, VERMILLION, ORANGE, GREEN, PURPLE), strict=True))
 
 
 @picture
@@ -45,42 +27,45 @@ def phase_picture(
     maps: Mapping[str, Sequence[tuple]],
     phases: Names,
 ):
-    """Left: confusion matrix after a phase. Right: the feature map of the same moment, old letters grey, new ones red.
+    """The feature maps of two methods after a phase, side by side; six letters in colour, the others grey.
 
     predictions: for each method, one tensor a phase. labels: (N,) of all test images in the order of arrival.
     maps: for each method, one (points (M, 2), labels (M,)) a phase.
     """
     names = "".join(phases)
     sizes = np.cumsum([len(phase) for phase in phases]).tolist()
-    left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
-    artists = draw_confusion(left, next(iter(predictions.values()))[0], labels[labels < sizes[0]], names, sizes[0])
-    (old_dots,) = right.plot([], [], ".", color=GREY, markersize=3, alpha=0.6, label="old letters")
-    (new_dots,) = right.plot([], [], ".", color=VERMILLION, markersize=4, label="letters of this phase")
-    texts = [right.text(0, 0, name, fontsize=9, clip_on=True, **CENTERED) for name in names]
-    every = np.concatenate([points for parts in maps.values() for points, _ in parts])
-    low, high = every.min(0) - 1, every.max(0) + 1
-    right.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), **figures.UMAP_AXES)
-    right.legend(ncols=2, **ABOVE)
+    drawn = {}
+    for axes, method in zip(figure.subplots(1, len(maps)), maps, strict=True):
+        axes.set(title=method, **figures.UMAP_AXES)
+        (others,) = axes.plot([], [], ".", color=GREY, markersize=4, alpha=0.35)
+        style = {"markersize": 9, "alpha": 0.9, "linestyle": "", "markeredgewidth": 0}
+        marks = {c: axes.plot([], [], marker=f"${c}$", color=LETTER_COLORS[c], **style)[0] for c in LETTER_COLORS}
+        drawn[method] = axes, others, marks
 
-    def update(method: str, phase: int) -> str:
-        seen, old = sizes[phase], sizes[phase - 1] if phase else sizes[0]
-        known = labels[labels < seen]
-        move_confusion(artists, predictions[method][phase], known, old)
-        points, letters = maps[method][phase]
-        fresh = letters >= (old if phase else 0)
-        old_dots.set_data(*points[~fresh].T)
-        new_dots.set_data(*points[fresh].T)
-        for j, text in enumerate(texts):
-            text.set_visible(bool((letters == j).any()))
-            if text.get_visible():
-                text.set_position(np.median(points[letters == j], axis=0))
+    def update(phase: int) -> str:
+        seen, old, parts = sizes[phase], sizes[phase - 1] if phase else sizes[0], []
+        for method, (axes, others, marks) in drawn.items():
+            points, letters = maps[method][phase]
+            low, high = points.min(0) - 1, points.max(0) + 1
+            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+            shown = np.isin(letters, [names.index(c) for c in marks])
+            others.set_data(*points[~shown].T)
+            for c, mark in marks.items():
+                mark.set_data(*points[letters == names.index(c)].T)
+            known = labels[labels < seen]
+            if phase:
+                errors = error_blocks(predictions[method][phase], known, old)
+                rows = confusion_matrix(predictions[method][phase], known, seen).double()
+                rows = 100 * rows / rows.sum(1, keepdim=True)
+                largest = int(rows[:old, old:].argmax())
+                i, j = divmod(largest, seen - old)
+                parts.append(
+                    f"{method}: {100 * errors['old_to_new']:.1f} % old → new, {100 * errors['new_to_old']:.1f} % "
+                    f"new → old; {names[i]} called {names[old + j]}: {rows[i, old + j]:.0f} %."
+                )
         if not phase:
-            return f"{method}, phase 0: the first {seen} letters."
-        blocks = error_blocks(predictions[method][phase], known, old)
-        return (
-            f"{method}, phase {phase}, {phases[phase]} are new: {100 * blocks['old_to_new']:.1f} % of the old "
-            f"images are called new, {100 * blocks['new_to_old']:.1f} % of the new ones old."
-        )
+            return f"Phase 0: the {seen} letters of the base phase."
+        return "\n".join([f"Phase {phase}, {phases[phase]} are new; errors, and the most frequent one.", *parts])
 
     return update
 
@@ -118,61 +103,70 @@ def margin_picture(figure: Figure, own: Tensor, nearest: Tensor):
 # ---- still pictures --------------------------------------------------------------------------------------------------
 
 
-def draw_magnitudes(axes: Axes, norms: Tensor, bias: Tensor, names: Names, num_new: int) -> Axes:
-    """Row norms as bars and biases as diamonds, in the order of arrival; the last `num_new` classes red."""
+def draw_of_letters(axes: Axes, values: Tensor, names: Names, num_new: int) -> Axes:
+    """A number of each letter, (seeds, letters): bars of the means, a dot for each seed; the newest letters orange.
+    Dashed lines: the mean of the old and that of the new letters."""
     old = len(names) - num_new
-    axes.bar(range(old), norms[:old], color=GREY, label="norms of old rows")
-    axes.bar(range(old, len(names)), norms[old:], color=VERMILLION, hatch="//", edgecolor="white", label="of new rows")
-    axes.plot(range(len(names)), bias, "kd", markersize=4, label="biases")
+    for start, end, style in ((0, old, {"color": GREY}), (old, len(names), {"color": ORANGE, "hatch": "//"})):
+        axes.bar(range(start, end), values[:, start:end].mean(0), edgecolor="white", **style)
+        axes.hlines(values[:, start:end].mean(), start - 0.5, end - 0.5, color="black", linestyle="--")
+    for row in values:
+        axes.plot(range(len(names)), row, ".", color="black", markersize=3)
+    axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names)), names)
-    axes.set(xlabel="class, in the order of arrival", ylabel="norm of the row, bias")
-    axes.legend(ncols=3, **ABOVE)
+    axes.grid(axis="x", visible=False)
     return axes
 
 
-def draw_trade(axes: Axes, points: Mapping[str, Sequence[Sequence[float]]]) -> Axes:
-    """One mark for each setting at its mean (old accuracy, new accuracy) in %, small dots for the seeds."""
-    means = [(float(np.mean(old)), float(np.mean(new))) for old, new in points.values()]
-    axes.plot(*zip(*means, strict=True), "o-", color=PURPLE, markersize=8)
-    for name, (old, new), mean in zip(points, points.values(), means, strict=True):
-        axes.plot(old, new, ".", color=GREY)
-        axes.annotate(name, mean, textcoords="offset points", xytext=(7, 5))
-    axes.margins(x=0.12, y=0.1)
-    axes.set(xlabel="stability: old classes right, %", ylabel="plasticity: newest classes right, %")
+def draw_differences(axes: Sequence[Axes], rows: Mapping[str, Sequence[Numbers]], titles: Names) -> None:
+    """For each comparison, a line, and each measure, an axes: differences by seed, their mean and 95 % interval.
+
+    rows: {text of a comparison: for each measure the differences, one a seed}. A hollow grey mark is a tie. titles: one
+    for each measure, with its unit.
+    """
+    for k, (part, title) in enumerate(zip(axes, titles, strict=True)):
+        part.axvline(0, color="black", linewidth=0.8)
+        for height, differences in enumerate(rows.values()):
+            part.axhspan(height - 0.5, height + 0.5, color=GREY, alpha=0.08 * (height % 2), linewidth=0)
+            figures.difference_line(part, differences[k], height)
+        part.set(title=title, ylim=(len(rows) - 0.5, -0.5))
+        part.set_yticks(range(len(rows)), list(rows))
+        part.tick_params(axis="y", length=0, labelleft=not k)
+        part.grid(axis="y", visible=False)
+
+
+TRADE_STYLES = {
+    "replay": (GREY, "s"),
+    "distillation (iCaRL)": (ORANGE, "v"),
+    "WA": (PURPLE, "P"),
+    "BiC": (GREEN, "X"),
+    "cosine": (SKY, "o"),
+    "cosine + less-forget": (BLUE, "^"),
+    "LUCIR": (VERMILLION, "D"),
+}
+
+
+def draw_errors(axes: Axes, errors: Mapping[str, tuple[Numbers, Numbers]]) -> Axes:
+    """Each method at (old images called new, new images called old) in %: a large mark at the mean, a small one a seed.
+    Methods that `TRADE_STYLES` names."""
+    for method, (lost, missed) in errors.items():
+        color, marker = TRADE_STYLES[method]
+        axes.plot(lost, missed, marker, color=color, markersize=4, alpha=0.5)
+        axes.plot(np.mean(lost), np.mean(missed), marker, color=color, markersize=11, label=method)
+    axes.set(xlabel="old images called new, %", ylabel="new images called old, %")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
     return axes
 
 
-def draw_margins(axes: Axes, margins: Tensor, margin: float) -> Axes:
-    """Histogram of the margins of old images (of all seeds together); lines at 0, where they are lost, and at the
-    margin of the loss."""
-    axes.hist(margins.numpy(), bins=60, range=(-1, 1.6), color=BLUE)
-    axes.axvline(0, color=VERMILLION, label="left of it: a new\nletter beats its own")
-    axes.axvline(margin, color=VERMILLION, linestyle="--", label="margin of\nthe loss")
-    axes.legend(loc="upper left", fontsize=8)
-    axes.set(xlabel="own cosine - nearest new cosine", ylabel="old test images, all seeds")
-    return axes
-
-
-def draw_curves(axes: Axes, curves: Mapping[str, Tensor], known: Sequence[int]) -> Axes:
-    """Accuracy (S seeds, P phases), 0 to 1, of several methods along the number of classes known: means and seeds."""
-    styles = zip((GREY, VERMILLION, SKY, BLUE, GREEN), "os^vD", strict=True)
-    for (method, values), (color, marker) in zip(curves.items(), styles, strict=False):
-        axes.plot(known, 100 * values.mean(0), marker + "-", color=color, label=method)
-        for seed in values:
-            axes.plot(known, 100 * seed, marker, color=color, markersize=3, alpha=0.4)
-    axes.set(xlabel="classes known", ylabel="accuracy in %, classes known", xticks=known)
-    axes.legend(fontsize=9)
-    return axes
-
-
-def draw_error_pairs(axes: Axes, errors: Mapping[str, Sequence[float]]) -> Axes:
-    """For each method two bars, in %: old images called new, new images called old."""
-    rows = np.arange(len(errors))
-    for i, (text, color) in enumerate((("old called new", VERMILLION), ("new called old", BLUE))):
-        style = {"color": color, "hatch": "//" * i, "edgecolor": "white", "label": text}
-        axes.barh(rows - 0.2 + 0.4 * i, [pair[i] for pair in errors.values()], 0.38, **style)
-    axes.set_yticks(rows, errors)
-    axes.invert_yaxis()
-    axes.set_xlabel("errors after the last phase, % of old or of new images")
-    axes.legend(loc="lower right")
+def draw_aligning(axes: Axes, logits: Tensor, gamma: float) -> Axes:
+    """What old images get for new letters, w . f without the bias: before aligning (filled) and after (line)."""
+    low, high = min(0.0, logits.min().item()), logits.quantile(0.999).item() * max(1, gamma)
+    options = {"bins": 60, "range": (low, high), "density": True}
+    axes.hist(logits.flatten().numpy(), color=GREY, alpha=0.6, label="as trained", **options)
+    axes.hist((gamma * logits).flatten().numpy(), histtype="step", color=VERMILLION, linewidth=2, **options)
+    axes.plot([], [], color=VERMILLION, linewidth=2, label=f"new rows times {gamma:.2f}")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(yticks=[], xlabel="$w_{new} \\cdot f$ of old test images")
+    axes.legend(loc="upper right")
     return axes
