@@ -161,7 +161,7 @@ def _code(nb, number, exercises):
         if is_folded(cell) != bool(folded & set(tags(cell))):
             yield f"cell {i}: the tag machinery or claims and a folded source belong together"
         if not is_folded(cell):
-            if len(cell.source.splitlines()) > MOST_LINES:
+            if cell is not setup and len(cell.source.splitlines()) > MOST_LINES:
                 yield f"cell {i}: {len(cell.source.splitlines())} lines of code, at most {MOST_LINES} are wanted"
             if any(isinstance(node, ast.Assert) for node in ast.walk(tree(cell))):
                 yield f"cell {i}: an assert that the reader sees; claims belong in a folded cell"
@@ -312,12 +312,14 @@ def run_exercises(nb, folder):
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(said), torch.random.fork_rng(devices=[]):
+            trainers = set(TRAINING)
             for cell in needed(copy.deepcopy(nb)):
-                done = [
-                    node for node in tree(cell).body if not isinstance(node, ast.FunctionDef)
-                ]  # defining trains nothing
-                trains = {name for node in done for name in calls(node)} & TRAINING
-                assert not trains, f"an exercise needs a cell that calls {trains}: {cell.source}"
+                for node in tree(cell).body:
+                    trains = calls(node) & trainers
+                    if isinstance(node, ast.FunctionDef):  # defining a function that trains is not training yet
+                        trainers |= {node.name} if trains else set()
+                    else:
+                        assert not trains, f"an exercise needs a cell that calls {trains}: {cell.source}"
                 exec(compile(cell.source, cell.id, "exec"), names)
     finally:
         os.chdir(before)
