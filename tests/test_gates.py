@@ -99,7 +99,7 @@ DEFECTS = [
     (lambda nb: first(nb, HERE).update(execution_count=None), r"execution counts are not 1 to \d+: .*"),
     (each(lambda cell: cell.metadata.update(tags=[*tags(cell), "nbval-ignore-output"])), "nbval compares .*"),
     (lambda nb: nb.metadata.kernelspec.update(name="mine"), "the kernel is not python3, or .*"),
-    (printing("stream", text="ha\n" * 400_000), r"1\.\d MB, at most 1 is wanted"),
+    (printing("stream", text="ha\n" * 300_000), r"1\.\d MB, at most 1 is wanted"),
     (printing("stream", text="saved in /home/me/runs\n"), r"cell \d+ shows a path of one machine"),
     (printing("stream", text="ok\n" + "-" * 91), r"cell \d+ prints a line of 91 characters, at most 90 are wanted"),
     (printing("display_data", data={"text/plain": "Figure: " + "-" * 91}), None),
@@ -177,7 +177,7 @@ def test_an_exercise_that_is_not_right_is_seen(monkeypatch, wrong):
 
 def test_an_exercise_that_needs_a_training_is_refused():
     nb = read(LESSON)
-    reading("exercise-1.4", "raise Todo", "rows\n    raise Todo")(nb)
+    reading("exercise-1.4", "raise Todo", "scores\n    raise Todo")(nb)
     with pytest.raises(AssertionError, match=r"an exercise needs a cell that calls \{'\w+'\}"):
         run_exercises(nb, LESSON.parent)
 
