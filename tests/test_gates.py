@@ -175,10 +175,12 @@ def test_an_exercise_that_is_not_right_is_seen(monkeypatch, wrong):
         run_exercises(nb, LESSON.parent)
 
 
-def test_an_exercise_that_needs_a_training_is_refused():
+@pytest.mark.parametrize("training", ["trained = fit()", "def train():\n    return fit()\n\ntrained = train()"])
+def test_an_exercise_that_needs_a_training_is_refused(training):
     nb = read(LESSON)
-    reading("exercise-1.4", "raise Todo", "scores\n    raise Todo")(nb)
-    with pytest.raises(AssertionError, match=r"an exercise needs a cell that calls \{'\w+'\}"):
+    nb.cells.insert(2, new_code_cell(training))
+    reading("exercise-1.4", "raise Todo", "trained\n    raise Todo")(nb)
+    with pytest.raises(AssertionError, match=r"an exercise needs a cell that calls \{'(fit|train)'\}"):
         run_exercises(nb, LESSON.parent)
 
 
