@@ -32,11 +32,11 @@ CHANGES: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     ),
     "what is\nremembered": (ORANGE, ((), ("OLTR memory",), ())),
 }
-MARKS = {"counts": "n", "validation": "v", "features": "x"}
-KEY = "n: knows the class counts   v: chooses on validation images   x: reads the training images again"
+MARKS = {"counts": "n_j", "validation": "v", "features": "x"}
+KEY = "$n_j$: knows the class counts   $v$: chooses on validation images   $x$: reads the training images again"
 ALT = (
-    "A table of all methods. Rows: what they change, the images drawn, the loss, the classifier, a memory. Columns: "
-    "before an epoch, during training, after training. Letters mark what each must know."
+    "A table of all methods but cross-entropy. Rows: what they change: the images drawn, the loss, the classifier, a "
+    "memory. Columns: before an epoch, during training, after training. Letters mark what each must know."
 )
 
 
