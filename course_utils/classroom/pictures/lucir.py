@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Arc, Circle, FancyBboxPatch
+from matplotlib.patches import Circle, FancyBboxPatch
 
 from ..figures import CENTERED, GREY
 
@@ -93,9 +93,6 @@ def _margin(axes: Axes, x: float, y: float, cured: bool) -> None:
     _ray(axes, x, y, 135, 1, OLD, "$w_o$")
     _ray(axes, x, y, 105, 1, FEATURE, "$f$")
     _ray(axes, x, y, 20 if cured else 80, 1, NEW, "$w_n$")
-    if cured:
-        axes.add_patch(Arc((x, y), 0.5, 0.5, theta1=20, theta2=105, color="black", linewidth=1.5))
-        axes.text(x + 0.18, y + 0.33, "$m$", fontsize=11, **CENTERED)
 
 
 def _ray(axes: Axes, x: float, y: float, degrees: float, length: float, color: str, name: str) -> None:
