@@ -17,7 +17,7 @@ from PIL import Image
 from course_utils.classroom import figures
 from course_utils.classroom.figures import GROUP_COLORS, GROUP_HATCHES, GROUP_MARKERS, feature_plane
 from course_utils.classroom.notebooks import find_notebooks
-from course_utils.classroom.pictures import nb01, taxonomy
+from course_utils.classroom.pictures import course_map, nb01, taxonomy
 from course_utils.classroom.pictures.nb04 import accuracy_table
 from course_utils.classroom.widgets import sweep
 from course_utils.heads import equalize_biases, equalize_norms
@@ -110,10 +110,11 @@ def test_group_points_have_a_band_for_every_second_method_that_reaches_under_its
     assert axes.get_ylim() == (2.5, -0.5)
 
 
-def test_the_map_has_an_arrow_for_what_the_notebooks_say_they_need(axes):
-    figures.course_map(axes)
-    assert [text.get_text()[:2] for text in axes.texts if text.get_text()] == list(figures.COURSE)
-    before = {number: set(needs.split()) for number, (*_, needs) in figures.COURSE.items()}
+def test_the_map_has_an_arrow_for_what_the_notebooks_say_they_need():
+    figure, alt = course_map.draw()
+    drawn = [text.get_text()[:2] for text in figure.axes[0].texts if text.get_text()]
+    assert drawn == list(course_map.COURSE) and all(number in alt for number in drawn)
+    before = {number: set(needs.split()) for number, (*_, needs) in course_map.COURSE.items()}
     for number in before:  # and what those need
         before[number] |= set().union(*(before[first] for first in before[number]))
     for path in find_notebooks()[1:]:
@@ -121,8 +122,8 @@ def test_the_map_has_an_arrow_for_what_the_notebooks_say_they_need(axes):
         asked = re.search(r"^\*\*You need\*\*(.*?)\*\*Time", text, re.MULTILINE | re.DOTALL)[1]
         needs = set(re.findall(r"\b0[1-9]\b", re.sub(r"\([^)]*\)", "", asked)))
         number = path.name[:2]
-        assert needs <= before[number] | {figures.MAP_HELPS.get(number)}, path.stem
-        assert set(figures.COURSE[number][3].split()) <= needs | {"01"}, path.stem
+        assert needs <= before[number] | {course_map.MAP_HELPS.get(number)}, path.stem
+        assert set(course_map.COURSE[number][3].split()) <= needs | {"01"}, path.stem
 
 
 def test_letter_scatter_names_every_point(axes):

@@ -365,42 +365,6 @@ def _beyond(x: float, y: float, points: float = 9.0) -> tuple[float, float]:
     return points * x / length, points * y / length
 
 
-COURSE = {  # number: (place in the map, question, methods, the notebooks that it needs)
-    "01": ((0.0, 1.0), "the problem", "weight-norm bias", ""),
-    "02": ((1.0, 2.0), "the classifier", "cosine normalization", "01"),
-    "05": ((1.0, 1.0), "the loss", "LDAM and DRW", "01"),
-    "04": ((1.0, 0.0), "features or classifier?", "samplers, tau-normalization", "01"),
-    "03": ((2.0, 2.4), "new classes arrive", "LUCIR", "02"),
-    "06": ((2.0, 1.6), "the open world", "OLTR memory", "02"),
-    "07": ((2.0, 0.5), "the choice", "all methods, your data", "04 05"),
-}
-MAP_HELPS = {"05": "02"}  # number: a notebook that helps, but is not needed
-
-
-def course_map(axes: Axes) -> Axes:
-    """The notebooks as boxes: an arrow leads from each to those that need it, a dotted one to those that it helps."""
-    drawn = {}
-    for number, ((x, y), question, methods, _) in COURSE.items():
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": GREY, "linewidth": 2}
-        drawn[number] = axes.text(x, y, f"{number} · {question}\n{methods}", bbox=box, zorder=3, **CENTERED)
-    arrows = [(first, number, "-") for number, (*_, needs) in COURSE.items() for first in needs.split()]
-    for first, second, line in [*arrows, *((first, number, ":") for number, first in MAP_HELPS.items())]:
-        ends = {"patchA": drawn[first].get_bbox_patch(), "patchB": drawn[second].get_bbox_patch()}
-        arrow = {
-            "arrowstyle": "->",
-            "color": GREY,
-            "shrinkA": 3,
-            "shrinkB": 3,
-            "linewidth": 1.5,
-            "linestyle": line,
-            **ends,
-        }
-        axes.annotate("", COURSE[second][0], COURSE[first][0], arrowprops=arrow)
-    axes.set(xlim=(-0.4, 2.4), ylim=(-0.4, 2.8))
-    axes.axis("off")
-    return axes
-
-
 # ---- pictures for `widgets.explore()`: set up once, then move what changes ------------------------------------------
 
 
