@@ -28,8 +28,8 @@ and behind them the machinery:
     classroom/            figures, sliders, exercises and their checks, running notebooks
 
 A file imports only from files further down this order: runtime, checkpoints, checks, metrics, picture_files, files,
-data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods. Nothing above imports from the two folders, and classroom not
-from experiments.
+data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods. Nothing above imports from the
+two folders, and classroom not from experiments.
 """
 
 __version__ = "0.1.0"
