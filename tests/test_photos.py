@@ -298,9 +298,9 @@ def test_a_list_names_what_the_folder_holds(whole, tmp_path):
         listed(tmp_path, "\ufeff# a comment\r\n\r\n" + "\r\n".join(LINES) + "\r\n\r\n", root=str(whole)),
         listed(tmp_path, [line.replace(" ", "\t") for line in LINES], root=whole),
         listed(tmp_path, [line.replace(" ", ", ") for line in LINES], root=whole),
-        listed(tmp_path, [f"{line[:-1]}{'xyz'[int(line[-1])]}" for line in LINES], root=whole),
+        listed(tmp_path, [f"{line[:-1]}{'Eez'[int(line[-1])]}" for line in LINES], root=whole),
     ):
-        assert torch.equal(data.labels, want.labels) and data.class_names in (("0", "1", "2"), ("x", "y", "z"))
+        assert torch.equal(data.labels, want.labels) and data.class_names in (("0", "1", "2"), ("E", "e", "z"))
         assert [data.path(i) for i in range(10)] == [want.path(i) for i in range(10)]
 
 
@@ -468,7 +468,7 @@ def test_workers_end_with_the_epoch_and_when_it_is_left(whole):
 
 def test_between_processes_images_are_bytes(whole):
     data = Photos.from_folder(whole, view=SMALL)
-    assert photos_file._Reader(data, SMALL.plain())[None, [0, 1]].dtype == torch.uint8
+    assert photos_file._read_part(data, SMALL.plain(), (None, [0, 1])).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -499,7 +499,7 @@ def test_where_python_does_not_fork_workers_read_the_same(whole):
     data, before = Photos.from_folder(whole, view=SMALL, workers=1), multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        with pytest.raises(ValueError, match=r"workers: got 1 with augment=<lambda>, which .*allowed: 0, or"):
+        with pytest.raises(ValueError, match=r"workers: got 1 for what cannot be sent to them .*allowed: 0, or a"):
             list(data.stream([torch.arange(2)], lambda p: torch.zeros(3, 2, 2, dtype=torch.uint8)))
         spawned = streamed(data, [torch.arange(3)], some_of_all)
     finally:
@@ -619,7 +619,7 @@ def test_a_file_that_is_gone_has_no_digest(folder):
 # ---- published data sets ---------------------------------------------------------------------------------------------
 
 CLASSES = ("n01", "n02")
-TINY = Published("tiny", "wnids.txt", "train/", {"train": (4, 2, 2, 2), "validation": (2, 2, 1, 1)})
+TINY = Published("tiny", ("wnids.txt",), "train/", {"train": (4, 2, 2, 2), "validation": (2, 2, 1, 1)})
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT", "inaturalist-2018": "iNaturalist18"}
 
 
@@ -675,6 +675,22 @@ def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path):
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn03\n")
     with pytest.raises(ValueError, match="line 1: got label 'n03'"):
         load_photos("tiny-imagenet", "validation", root=tmp_path, published=about)
+
+
+def test_inaturalist_is_read_from_its_json_too(tmp_path):
+    about = stand_in(tmp_path, "inaturalist-2018")
+    want = load_photos("inaturalist-2018", "train", root=tmp_path, published=about)
+    lines = [line.split() for line in (tmp_path / "iNaturalist18_train.txt").read_text().splitlines()]
+    (tmp_path / "iNaturalist18_train.txt").unlink()
+    images = [{"id": 70 + k, "file_name": path} for k, (path, _) in enumerate(lines)]
+    labels = [{"image_id": 70 + k, "category_id": int(label)} for k, (_, label) in enumerate(lines)]
+    file = tmp_path / "train2018.json"
+    file.write_text(json.dumps({"images": images[::-1], "annotations": labels}))
+    assert load_photos("inaturalist-2018", "train", root=tmp_path, published=about).digest() == want.digest()
+    for odd in ("[", "[]", json.dumps({"images": images[1:], "annotations": labels})):
+        file.write_text(odd)
+        with pytest.raises(ValueError, match=r"train2018.json: got something else .*allowed: images with id and"):
+            load_photos("inaturalist-2018", "train", root=tmp_path, published=about)
 
 
 @pytest.mark.parametrize(("name", "file"), [("imagenet-lt", "ImageNet_LT_val.txt"), ("tiny-imagenet", "wnids.txt")])
