@@ -57,11 +57,13 @@ class View:
     def __post_init__(self):
         require(isinstance(self.size, int) and self.size >= 1, "size", repr(self.size), "an integer of at least 1")
         require(self.fit in FITS, "fit", repr(self.fit), ", ".join(FITS))
-        require(0 < self.share <= 1, "share", self.share, "above 0, at most 1")
+        some = isinstance(self.share, int | float) and 0 < self.share <= 1
+        require(some, "share", repr(self.share), "above 0, at most 1")
         for name, above in (("mean", -np.inf), ("std", 0)):
             values = getattr(self, name)
-            fits = isinstance(values, tuple) and len(values) == 3 and all(above < value < np.inf for value in values)
-            require(fits, name, values, f"a tuple of three numbers above {above}")
+            numbers = isinstance(values, tuple) and all(isinstance(v, int | float) for v in values)
+            fits = numbers and len(values) == 3 and all(above < v < np.inf for v in values)
+            require(fits, name, repr(values), f"a tuple of three numbers above {above}")
         grey = isinstance(self.background, int) and 0 <= self.background <= 255
         require(grey, "background", repr(self.background), "an integer from 0 to 255")
 
@@ -94,8 +96,8 @@ class View:
         from torchvision.transforms import v2
 
         require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two numbers above 0, at most 1, the smaller one first")
-        require(0 <= flip <= 1, "flip", flip, "0 to 1")
-        require(0 <= color <= 1, "color", color, "0 to 1")
+        for name, value in (("flip", flip), ("color", color)):
+            require(0 <= value <= 1, name, value, "0 to 1")
         pad = [_Pad(2 * self.size, self.background)] if self.fit == "pad" else []
         crop = v2.RandomResizedCrop(self.size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC)
         jitter = [v2.ColorJitter(color, color, color)] if color else []
@@ -181,8 +183,8 @@ class Photos(Labeled):
         require(paths.dtype.kind == "S" and paths.ndim == 1, "paths", f"{paths.dtype} of shape {paths.shape}", what)
         one_each = len(self.labels) == len(self.paths)
         require(one_each, "labels", f"{len(self.labels)} for {len(self.paths)} paths", "one for each path")
-        workers = self.workers
-        require(isinstance(workers, int) and workers >= 0, "workers", repr(workers), "an integer of at least 0")
+        count = isinstance(self.workers, int) and self.workers >= 0
+        require(count, "workers", repr(self.workers), "an integer of at least 0")
         self._check_labels()
 
     def __repr__(self) -> str:
@@ -190,7 +192,6 @@ class Photos(Labeled):
         return f"Photos({what}, {self.num_classes} classes, on {self.device})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """(uint8 (3, S, S), label)"""
         return self.view.plain()(self.view.open(self.path(index))), self.labels[index]
 
     @classmethod
@@ -264,7 +265,6 @@ class Photos(Labeled):
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
     def with_view(self, view: View) -> Photos:
-        """The same files, seen in another way."""
         return replace(self, view=view)
 
     def to(self, device: torch.device | str) -> Photos:
@@ -294,7 +294,7 @@ class Photos(Labeled):
                 good.append(fine)
                 bar.update()
         rest = self.subset(torch.tensor(good))
-        for name, before, after in zip(self.class_names, self.counts.tolist(), rest.counts.tolist(), strict=True):
+        for name, before, after in zip(self.class_names, self.counts, rest.counts, strict=True):
             require(after or not before, f"class {name!r}", f"{before} files, none of them readable", "one at least")
         names = ", ".join(os.fsdecode(path) for path, fine in zip(self.paths.tolist(), good, strict=True) if not fine)
         if names:
@@ -359,9 +359,9 @@ class Photos(Labeled):
         )
         try:
             results = iter(loader)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:  # where Python does not fork
-            seen, ways = f"{self.workers} for what cannot be sent to them ({error})", "0, or a function from a file"
-            raise ValueError(f"workers: got {seen}; allowed: {ways}") from error
+        except (pickle.PicklingError, AttributeError, TypeError, AssertionError) as error:
+            seen = f"{self.workers}, which cannot be started ({error})"  # inside of a worker, or without fork
+            raise ValueError(f"workers: got {seen}; allowed: 0, or an augment that stands in a file") from error
         try:
             yield from results
         except RuntimeError as error:

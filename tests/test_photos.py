@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pretend_gpu import pretend_gpu
-from test_files import as_stored
+from test_files import BAD, as_stored
 
 from course_utils import photos as photos_file
 from course_utils.data import hold_out, load_images, long_tailed
@@ -76,8 +76,11 @@ def children():
         ({"fit": "stretch"}, "fit: got 'stretch'; allowed: crop, pad, squash"),
         ({"share": 0}, "share: got 0; allowed: above 0, at most 1"),
         ({"share": 1.1}, "share: got 1.1"),
+        ({"share": "1"}, "share: got '1'"),
         ({"mean": (0.5, 0.5)}, r"mean: got \(0.5, 0.5\); allowed: a tuple of three numbers"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean: got"),
+        ({"mean": (0.5, 0.5, "0")}, "mean: got"),
+        ({"std": 3}, "std: got 3"),
         ({"std": (0.5, 0.0, 0.5)}, "std: got .*allowed: a tuple of three numbers above 0"),
         ({"background": 256}, "background: got 256; allowed: an integer from 0 to 255"),
     ],
@@ -253,6 +256,16 @@ def test_a_broken_file_is_named_in_one_line_when_its_image_is_needed(folder, wor
     with pytest.raises(ValueError, match=r"^\S+train/b/1.jpg is not a readable image: [^\n]+$"):
         list(Batches(data, 4))
     assert not children()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_whatever_is_wrong_with_a_file_it_is_named_or_left_out(folder, name):
+    (folder / "train" / "b" / name).write_bytes(BAD[name])
+    data = Photos.from_folder(folder, view=SMALL)
+    with pytest.raises(ValueError, match=rf"^\S+train/b/{name} is not a readable image: [^\n]+$"):
+        list(Batches(data, 4))
+    with pytest.warns(UserWarning, match=f"skipped 1 files that are no readable images: train/b/{name}"):
+        assert len(Photos.from_folder(folder, skip_broken=True)) == 10
 
 
 def test_broken_files_can_be_left_out_and_are_named(folder):
@@ -499,7 +512,7 @@ def test_where_python_does_not_fork_workers_read_the_same(whole):
     data, before = Photos.from_folder(whole, view=SMALL, workers=1), multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        with pytest.raises(ValueError, match=r"workers: got 1 for what cannot be sent to them .*allowed: 0, or a"):
+        with pytest.raises(ValueError, match=r"workers: got 1, which cannot be started .*allowed: 0, or an augment"):
             list(data.stream([torch.arange(2)], lambda p: torch.zeros(3, 2, 2, dtype=torch.uint8)))
         spawned = streamed(data, [torch.arange(3)], some_of_all)
     finally:
