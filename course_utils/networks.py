@@ -172,7 +172,11 @@ class _Inverted(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """(B, 3, H, W) to (B, 1280): EfficientNet-B0 (Tan & Le 2019, table 1) without squeeze-and-excitation, with ReLU6."""
+    """(B, 3, H, W) to features (B, 1280): EfficientNet-B0 (Tan & Le 2019, table 1) for phones.
+
+    It has no squeeze-and-excitation, and ReLU6 as its activation (the released EfficientNet-Lite, 2020). A backbone
+    without a head, whose names are those of the published file of weights: see `backbones.backbone()`.
+    """
 
     STAGES = (  # blocks, outputs, kernel, stride of the first block, factor
         (1, 16, 3, 1, 1),
