@@ -113,7 +113,8 @@ class View:
     def of(cls, numbers: Mapping[str, Any]) -> View:
         names = {field.name for field in fields(cls)}
         require(numbers.keys() == names, "view", ", ".join(sorted(numbers)), ", ".join(sorted(names)))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()})
+        kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items()}
+        return cls(**kept)
 
 
 USUAL = View()
@@ -187,7 +188,7 @@ class Photos(Labeled):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """(uint8 (3, S, S), label)"""
-        return self._read(index, self.view.plain()), self.labels[index]
+        return self.view.plain()(self.view.open(self.path(index))), self.labels[index]
 
     @classmethod
     def from_folder(
@@ -253,7 +254,7 @@ class Photos(Labeled):
         root, paths, labels, names = found
         packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         photos = cls(packed, torch.tensor(labels), names, view, workers, os.path.abspath(root))
-        return photos.without_broken() if skip_broken else photos
+        return photos._without_broken() if skip_broken else photos
 
     def path(self, index: int) -> str:
         """Of one file, with the root."""
@@ -278,8 +279,8 @@ class Photos(Labeled):
             found.update(len(path).to_bytes(4, "big") + path + content)
         return digest(self.view.numbers(), self.class_names, tensor_digest(self.labels), found.hexdigest())
 
-    def without_broken(self) -> Photos:
-        """The same without files that are no readable pictures; a warning names them. It reads every file once."""
+    def _without_broken(self) -> Photos:
+        """The same without files that are no readable pictures; a warning names them."""
         broken = {place: problem for place, problem in enumerate(self._each(self._problem)) if problem}
         if not broken:
             return self
@@ -289,7 +290,7 @@ class Photos(Labeled):
         for name, before, after in zip(self.class_names, self.counts.tolist(), rest.counts.tolist(), strict=True):
             require(after or not before, f"class {name!r}", f"{before} files, none of them readable", "one at least")
         names = ", ".join(os.fsdecode(self.paths[place]) for place in broken)
-        warnings.warn(f"skipped {len(broken)} files that are no readable images: {names}", stacklevel=2)
+        warnings.warn(f"skipped {len(broken)} files that are no readable images: {names}", stacklevel=4)
         return rest
 
     def _problem(self, path: str) -> str | None:
@@ -372,8 +373,8 @@ class _Reader(Dataset):
     def __init__(self, photos: Photos, transform: Transform):
         self.photos, self.transform = photos, transform
 
-    def __getitem__(self, key: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
-        seeds, places = key
+    def __getitem__(self, index: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
+        seeds, places = index
         try:
             images = []
             for k, place in enumerate(places):
@@ -390,10 +391,10 @@ class _Reader(Dataset):
 def _with_seeds(
     parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None
 ) -> Iterator[tuple[list[int] | None, list[int]]]:
-    shown, order = 0, order and iter(order)
+    shown, places = 0, None if order is None else iter(order)
     for part in parts:
-        at = range(shown, shown + len(part)) if order is None else next(order).tolist()
-        yield None if base is None else [base + place for place in at], part.tolist()
+        at = range(shown, shown + len(part)) if places is None else next(places).tolist()
+        yield None if base is None else [base + n for n in at], part.tolist()
         shown += len(part)
 
 

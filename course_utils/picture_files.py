@@ -218,8 +218,10 @@ def in_list(
     lines = []
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if line and not line.startswith("#"):
+            # up to the last tab if there is one, else up to the last blanks or comma
             parts = re.fullmatch(r"(.*\S)\s*\t\s*(\S.*)" if "\t" in line else r"(.*?[^\s,])[\s,]+([^\s,]+)", line)
-            require(parts and "\0" not in line, f"{file}, line {number}", repr(line[:80]), "'path label'")
+            if parts is None or "\0" in line:
+                raise ValueError(f"{file}, line {number}: got {line[:80]!r}; allowed: 'path label'")
             lines.append((number, parts[1], parts[2]))
     return listed(file, lines, root, class_names, skip_missing)
 
@@ -249,7 +251,8 @@ def listed(
         better = _better_root(root, [paths[k] for k in lost[:20]])
         require(skip_missing and len(lost) < len(paths), f"{file}, line {lines[lost[0]][0]}", seen + better, ways)
         notes.append(f"skipped {len(lost)} files that are not there, the first of them {paths[lost[0]]}")
-        paths, labels = ([v for v, here in zip(values, there, strict=True) if here] for values in (paths, labels))
+        paths = [path for path, here in zip(paths, there, strict=True) if here]
+        labels = [label for label, here in zip(labels, there, strict=True) if here]
     used = set(labels)
     if lacking := [name for j, name in enumerate(names) if j not in used]:
         notes.append(f"no image of {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}")
