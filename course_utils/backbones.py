@@ -223,11 +223,9 @@ def _files(folder: str | Path, about: dict[str, Any], number: int) -> list[Path]
 
 def _kept(file: Path | None, about: dict[str, Any]) -> Any:
     """The features in a file, or None if there is no such file, a damaged one, or one of something else."""
-    if file is not None and file.is_file():
-        with contextlib.suppress(ValueError):
-            seen, tensors = read_tensors(file)
-            return tensors["features"] if seen == about else None
-    return None
+    with contextlib.suppress(ValueError):
+        seen, tensors = read_tensors(file) if file is not None else (None, {})
+        return tensors["features"] if seen == about else None
 
 
 def _stored(name: str, about: dict[str, Any], folder: Any) -> list[Tensor]:
@@ -238,14 +236,10 @@ def _stored(name: str, about: dict[str, Any], folder: Any) -> list[Tensor]:
     seen = f"{located(folder)}, which has {len(fitting)} sets of features of these photographs by {name!r}"
     require(len(fitting) == 1, "folder", seen, "one set; backbone(...) in place of the name makes it")
     about = {key: value for key, value in fitting[0].items() if key != "shard"}
-    found = []
-    for n, file in enumerate(_files(folder, about, -(-about["images"] // SHARD))):
-        seen, tensors = read_tensors(file)
-        require(
-            seen == about | {"shard": n}, "folder", f"{file}, which holds other features", "files as they were made"
-        )
-        found.append(tensors["features"])
-    return found
+    read = [read_tensors(file) for file in _files(folder, about, -(-about["images"] // SHARD))]
+    same = all(seen == about | {"shard": n} for n, (seen, _) in enumerate(read))
+    require(same, "folder", f"{located(folder)} with files that took each other's place", "files as they were made")
+    return [tensors["features"] for _, tensors in read]
 
 
 def _computed(backbone: Backbone, photos: Photos, shards: Sequence[Tensor], dtype, batch_size: int) -> Iterator[Tensor]:

@@ -138,14 +138,14 @@ class _SameConv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        missing = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in x.shape[-2:]]
+        missing = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in input.shape[-2:]]
         before = [zeros // 2 for zeros in missing]
         if any(zeros % 2 for zeros in missing):
             (top, left), (high, wide) = before, missing
-            x, before = F.pad(x, (left, wide - left, top, high - top)), [0, 0]
-        return F.conv2d(x, self.weight, None, self.stride, before, 1, self.groups)
+            input, before = F.pad(input, (left, wide - left, top, high - top)), [0, 0]
+        return F.conv2d(input, self.weight, None, self.stride, before, 1, self.groups)
 
 
 def _normalization(channels: int) -> nn.BatchNorm2d:
