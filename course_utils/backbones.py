@@ -45,7 +45,7 @@ LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EXTRA = "pip install 'longtail-course[photographs]'"
 SHARD = 1024  # pictures whose features make one file
-CLEAR = 1.96  # z that chance passes in one of 40 trainings (two-sided: one of 20)
+CLEAR = 1.96  # chance gives a larger z once in 40 times
 
 
 @dataclass(frozen=True)
@@ -365,8 +365,8 @@ def fine_tune(
         patience: epochs without a better balanced accuracy after which training stops.
         options: optimizer (such as torch.optim.AdamW, with its own lr), sampler, augment, precision ... of `fit()`.
 
-    It also stops if one class is predicted for all validation images, or if loss and accuracy are both worse than those
-    of the given model after the first epoch. "Clearly better" is a balanced accuracy with z above 1.96: the difference,
+    It also stops if one class is predicted for all validation images, or if, after the first epoch, the loss is worse
+    than that of the given model and the accuracy no better. "Clearly better" is a balanced accuracy with z above 1.96: the difference,
     divided by its standard deviation if a coin had said which of the changed answers became right and which wrong.
     """
     require(validation.counts.all(), "validation", "a class without images", "at least one of each class")
@@ -402,25 +402,26 @@ class _Watch:
         self(model)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        labels, classes = self.validation.labels, self.validation.num_classes
         logits = predict(model, self.validation)
+        row = self._row(logits) | {"seconds": time.perf_counter() - self.started}
+        self.history.append({"epoch": len(self.history), **row})
+        if self.history[-1] is self.best:
+            self.weights = copy.deepcopy(model.state_dict())
+        self._check(len(logits.argmax(1).unique()))
+        return {f"validation {name}": value for name, value in row.items()}
+
+    def _row(self, logits: Tensor) -> dict[str, float]:
+        labels, classes = self.validation.labels, self.validation.num_classes
         # share_i = 1 / (C n_j) of an image of class j: sums over images become means over classes
         share = (classes * self.validation.counts[labels]).reciprocal()
-        said = logits.argmax(1)
-        right = (said == labels) * share
+        right = (logits.argmax(1) == labels) * share
         if not self.history:
             self.first = right
         # z = sum_i d_i / sqrt(sum_i d_i^2), where d_i is the change of image i's part in the balanced accuracy
         change = right - self.first
         row = {"balanced accuracy": right.sum(), "z": change.sum() / change.norm().clamp(min=1e-12)}
-        row |= {"loss": (F.cross_entropy(logits, labels, reduction="none") * share).sum()}
-        row = {name: value.item() for name, value in row.items()}
-        row["seconds"] = time.perf_counter() - self.started
-        self.history.append({"epoch": len(self.history), **row})
-        if self.history[-1] is self.best:
-            self.weights = copy.deepcopy(model.state_dict())
-        self._check(len(said.unique()))
-        return {f"validation {name}": value for name, value in row.items()}
+        row["loss"] = (F.cross_entropy(logits, labels, reduction="none") * share).sum()
+        return {name: value.item() for name, value in row.items()}
 
     @property
     def best(self) -> dict[str, float]:
@@ -430,8 +431,8 @@ class _Watch:
         first, now, past = self.history[0], self.history[-1], self.history[-1]["epoch"]
         if past and said == 1:
             raise _Enough("one class is predicted for all validation images; try a smaller lr")
-        if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] < first["balanced accuracy"]:
-            raise _Enough("loss and accuracy on validation images are worse than before; try a smaller lr")
+        if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] <= first["balanced accuracy"]:
+            raise _Enough("on validation images the loss is worse and the accuracy no better; try a smaller lr")
         if past - self.best["epoch"] >= self.patience:
             raise _Enough(f"no better accuracy for {self.patience} epochs")
 
@@ -445,6 +446,5 @@ class _Watch:
             verdict = f"Fine-tuning does not pay: balanced accuracy {after}, {before:.1%} before, which may be chance."
         else:
             verdict = f"Fine-tuning does not pay: balanced accuracy was never above the {before:.1%} before."
-        return FineTuned(
-            tuned if pays else given, pays, verdict + (f" Stopped: {stopped}." if stopped else ""), self.history
-        )
+        verdict += f" Stopped: {stopped}." if stopped else ""
+        return FineTuned(tuned if pays else given, pays, verdict, self.history)
