@@ -366,7 +366,7 @@ def fine_tune(
         options: optimizer (such as torch.optim.AdamW, with its own lr), sampler, augment, precision ... of `fit()`.
 
     It also stops if one class is predicted for all validation images, or if, after the first epoch, the loss is worse
-    than that of the given model and the accuracy no better. "Clearly better" is a balanced accuracy with z above 1.96: the difference,
+    than before and the accuracy no better. "Clearly better" is a balanced accuracy with z above 1.96: the difference,
     divided by its standard deviation if a coin had said which of the changed answers became right and which wrong.
     """
     require(validation.counts.all(), "validation", "a class without images", "at least one of each class")

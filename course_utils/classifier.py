@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, EqualLength, backbone
+from .backbones import LITE0, Backbone, EqualLength, backbone
 from .decoupling import LearnableWeightScaling, NearestClassMean
 from .heads import CosineClassifier
 from .losses import effective_number_weights
@@ -168,23 +168,26 @@ class PhotoClassifier:
         """
         about, tensors = read_tensors(path)
         require(about.get("format") == FORMAT, "path", f"{path} of format {about.get('format')!r}", repr(FORMAT))
-        name, width, names = about["backbone"], about["feature_dim"], tuple(about["class_names"])
-        known = own is None or (own.name, own.feature_dim) == (name, width)
-        require(
-            known, "own", own and f"{own.name!r} with {own.feature_dim} features", f"{name!r} with {width}, as {path}"
-        )
         try:
-            module = (backbone(name, None) if own is None else own).module
+            return cls._made(about, tensors, own)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold what {FORMAT} says ({type(error).__name__}: {error})") from error
         except ValueError as error:
-            raise ValueError(
-                f"{path} needs the backbone {name!r}: {error}; a module of your own goes in as own="
-            ) from None
-        network = nn.Sequential(module, EqualLength(torch.zeros(width)))
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _made(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Backbone | None) -> PhotoClassifier:
+        name, width, names = about["backbone"], about["feature_dim"], tuple(about["class_names"])
+        if own is None:
+            require(
+                _is_known(name), "own", None, f"a Backbone like the one called {name!r} for which the file was made"
+            )
+        else:
+            seen, need = f"{own.name!r} with {own.feature_dim} features", f"{name!r} with {width}"
+            require((own.name, own.feature_dim) == (name, width), "own", seen, need)
+        network = nn.Sequential((own or backbone(name, None)).module, EqualLength(torch.zeros(width)))
         model = ImageClassifier(network, width, len(names), _head_of(about["head"], width, len(names)))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{path} has weights of another network than {name!r} is here ({error})") from None
+        model.load_state_dict(tensors)
         return cls(model.eval(), names, View.of(about["view"]), name, about["method"], tuple(about["counts"]))
 
     def shift(self, prior: str | Mapping[str, float]) -> Tensor:
@@ -249,6 +252,11 @@ class PhotoClassifier:
         require(paths, "what", f"no picture in {what}", "at least one picture that can be read here")
         packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         return Photos(packed, torch.zeros(len(paths), dtype=torch.int64), ("unknown",), self.view, workers)
+
+
+def _is_known(name: str) -> bool:
+    """Whether `backbone()` can make it."""
+    return name == LITE0 or name.startswith(("torchvision/", "timm/"))
 
 
 # ---- heads, as plain values ------------------------------------------------------------------------------------------
