@@ -93,7 +93,7 @@ def load_photos(
     photos = Photos.from_found(found, view, workers)
     counts = photos.counts
     got = (len(photos), photos.num_classes, int(counts.max()), int(counts.min()))
-    text = "{:,} images, {:,} classes, {:,} to {:,} images of a class".format
+    text = "{:,} images, {:,} classes, {:,} down to {:,} images of a class".format
     require(got == about.counts[split], f"{name}, {split}", text(*got), f"as published, {text(*about.counts[split])}")
     return photos
 
