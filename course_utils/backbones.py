@@ -74,7 +74,7 @@ def backbone(name: str = LITE0, weights: str | Path | None = "default") -> Backb
     """A pretrained network without its classifier, on the CPU, in evaluation mode.
 
     Args:
-        name: "efficientnet-lite0" (4.7 million weights, D = 1280), "torchvision/resnet50" or any other classifier of
+        name: "efficientnet-lite0" (3.4 million weights, D = 1280), "torchvision/resnet50" or any other classifier of
             torchvision.models, "timm/convnext_tiny.in12k_ft_in1k" or any other of timm, if that is installed.
         weights: "default" (the published ones; torchvision and timm download them), another name of torchvision's
             weights, such as "IMAGENET1K_V1", a file as `checkpoints.load_weights()` takes it, or None for random ones.
