@@ -375,10 +375,10 @@ def fine_tune(
     tuned = copy.deepcopy(model).requires_grad_(True)
     freeze_statistics(tuned)
     watch, stopped = _Watch(tuned, validation, patience), ""
-    options |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-    options = {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch} | options
+    how: Any = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+    how |= {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch} | options
     try:
-        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **options)
+        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **how)
     except (_Enough, FloatingPointError) as reason:
         stopped = str(reason)
     return watch.result(model, tuned, stopped)
