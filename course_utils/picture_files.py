@@ -154,6 +154,11 @@ def pictures_of(where: Path, empty: bool = False) -> tuple[dict[str, list[Path]]
     return found, [f"left out {rest}"] if rest else []
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures that can be read here, in a folder and below it, sorted; there need be no class folders."""
+    return [path for path in _files_below(folder) if path.suffix.lower() in _readable()[1]]
+
+
 def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """All files in a folder and below it, sorted; a link back to a folder that it lies in is not followed."""
     above = (*above, folder.resolve())
