@@ -20,13 +20,14 @@ and behind them the machinery:
     files                 how the pictures of each data set are read from disk
     checks                in which form numbers come in: integers, half precision, one number for each class
     runtime               start(): device, precision, seed, threads; files written whole
+    distributed           several processes or GPUs train one network, with the numbers of one
     checkpoints           a training goes on where it stopped, and no other one from its file
     experiments/          grids, studies, reports, the command line, clusters
     classroom/            figures, sliders, exercises and their checks, running notebooks
 
-A file imports only from files further down this order: runtime, checkpoints, checks, metrics, files, data, networks,
-sampling, losses, heads, training, then the methods. Nothing above imports from the two folders, and classroom not
-from experiments.
+A file imports only from files further down this order: runtime, distributed, checkpoints, checks, metrics, files,
+data, networks, sampling, losses, heads, training, then the methods. Nothing above imports from the two folders, and
+classroom not from experiments.
 """
 
 __version__ = "0.1.0"

@@ -38,6 +38,7 @@ class Labeled:
 
     KIND: ClassVar[str]
     augmentation: ClassVar[Any] = None  # what `fit(augment="usual")` does with them; images in memory: `random_shift`
+    in_memory: ClassVar[bool] = True  # False where a stream opens files
     reading_batch: ClassVar[int] = 512  # how many are read at once where no gradients are needed
 
     if TYPE_CHECKING:  # fields of each child

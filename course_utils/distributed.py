@@ -10,12 +10,14 @@ so a batch is as large as before, no image is lost or shown twice, and a sampler
 loss is that of the whole batch: each process gathers the logits of all, so margins, class weights and whatever else a
 loss adds up over images mean the same as in one process. Gradients are averaged by torch's DistributedDataParallel.
 
-Dropout is drawn in each process on its own. All else is equal to one process, but for the order in which sums are taken.
+Dropout is drawn in each process on its own. All else is as in one process, but for the order of the terms in sums: the
+weights differ by 1e-13 or less in float64, and by 1e-3 after some epochs in float32, which forgets more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -34,7 +36,8 @@ def several_processes() -> Iterator[torch.device]:
     """Join the processes that torchrun started, and leave them at the end; gives the device of this process.
 
     A program that torchrun did not start is alone and goes on as always. On GPUs the process number k of a machine has
-    GPU k and speaks NCCL, on a CPU gloo.
+    GPU k and speaks NCCL, on a CPU gloo. With several machines and `--max-restarts`, start torchrun with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
 
     Raises:
         ValueError: a machine has fewer GPUs than processes.
@@ -45,7 +48,12 @@ def several_processes() -> Iterator[torch.device]:
     device = device_of_process(int(os.environ.get("LOCAL_RANK", 0)))
     if device.type != "cpu":
         torch.cuda.set_device(device)
-    distributed.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    store, rank, world = next(distributed.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):  # on one machine the number of restarts is known to all
+        # torchrun keeps its store over restarts, and with it the addresses of processes that are dead
+        store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
         yield device
     finally:
@@ -60,7 +68,7 @@ def process() -> tuple[int, int]:
 
 
 def share_of(batch: Tensor) -> Tensor:
-    """This process's rows of a batch: every W-th. Of a batch with fewer rows than processes each process has them all."""
+    """This process's rows of a batch: every W-th; all of them if there are fewer rows than processes."""
     rank, world = process()
     return batch if len(batch) < world else batch[rank::world]
 
@@ -96,15 +104,17 @@ def from_first(function: Callable[[], Any]) -> Any:
     return said[0]
 
 
-def refuse_differences(found: Mapping[str, Any]) -> None:
-    """ValueError in every process that names what is not the same in all of them."""
+def refuse_differences(find: Callable[[], Mapping[str, Any]]) -> None:
+    """ValueError in every process that names what `find()` does not find equal in all of them."""
     world = process()[1]
     if world > 1:
         said: list[Any] = [None] * world
-        distributed.all_gather_object(said, dict(found))
-        odd = {f"{k} in process {r}" for r, one in enumerate(said) for k in one | said[0] if one.get(k) != said[0].get(k)}
+        distributed.all_gather_object(said, dict(find()))
+        odd = {
+            f"{k} in process {r}" for r, one in enumerate(said) for k in one | said[0] if one.get(k) != said[0].get(k)
+        }
         allowed = "the same in every process as in process 0 (seed before the model is made)"
-        require(not odd, "processes", f"others for {', '.join(sorted(odd)[:3])}", allowed)
+        require(not odd, "processes", f"another value of {', '.join(sorted(odd)[:3])}", allowed)
 
 
 def weights_of(model: nn.Module) -> dict[str, str]:
@@ -146,6 +156,11 @@ def _of_all(rows: Tensor, size: int) -> Tensor:
 # ---- the loss of a batch ---------------------------------------------------------------------------------------------
 
 
+_SYNC_BUFFERS = "forward_sync_buffers"  # they are equal already; torch called this broadcast_buffers for long
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"
+
+
 class SharedLoss:
     """(images of this process, labels and places of the whole batch) -> the loss of the whole batch.
 
@@ -157,11 +172,14 @@ class SharedLoss:
     each epoch is computed in one piece too, in evaluation mode, and another value is an error.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable | None, objective: Callable | None):
+    def __init__(self, model: nn.Module, loss: Any, objective: Any):
         self.model, self.objective, self.checked = model, objective, objective is None
         self.step: Any = _Step(model, loss, objective)
-        if process()[1] > 1:  # find_unused_parameters: buckets stay as they are, so that a restart adds up in one order
-            self.step = DistributedDataParallel(self.step, broadcast_buffers=False, find_unused_parameters=True)
+        if process()[1] > 1:
+            # find_unused_parameters: gradients stay in the buckets in which they are at first, so that a restart adds
+            # them up in the same order; and a network may leave out some of its weights, as in one process
+            options: dict[str, Any] = {"find_unused_parameters": True, _SYNC_BUFFERS: False}
+            self.step = DistributedDataParallel(self.step, **options)
 
     def set_epoch(self, epoch: int) -> None:
         self.checked = self.objective is None
@@ -173,10 +191,14 @@ class SharedLoss:
 
     @torch.no_grad()
     def _check(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        modes, objective = {module: module.training for module in self.model.modules()}, partial(self.objective, self.model)
+        modes, objective = (
+            {module: module.training for module in self.model.modules()},
+            partial(self.objective, self.model),
+        )
         self.model.eval()
-        whole = objective(_of_all(images, len(labels)), labels, places)
-        parts = _added_up(objective(images, share_of(labels), share_of(places)) * (len(images) / len(labels)))
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            whole = objective(_of_all(images, len(labels)), labels, places)
+            parts = _added_up(objective(images, share_of(labels), share_of(places)) * (len(images) / len(labels)))
         for module, mode in modes.items():
             module.training = mode
         seen = f"{float(whole):.6g} for a batch, {float(parts):.6g} for its parts"
@@ -188,9 +210,11 @@ class SharedLoss:
 class _Step(nn.Module):
     """The loss as the forward of one module: so DistributedDataParallel sees whatever an objective calls."""
 
-    def __init__(self, model: nn.Module, loss: Callable | None, objective: Callable | None):
+    def __init__(self, model: nn.Module, loss: Any, objective: Any):
         super().__init__()
         self.model, self.functions = model, (loss, objective)  # in a tuple: a loss's own weights are not trained
+        first = next(model.parameters())
+        self.unused = nn.Parameter(torch.zeros((), device=first.device))  # else torch warns that there is none
 
     def forward(self, images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
         (loss, objective), world, size = self.functions, process()[1], len(labels)
@@ -200,7 +224,9 @@ class _Step(nn.Module):
                 value = loss(_of_all(self.model(images), size), labels)
                 whole = value.detach()
             else:
-                value = objective(self.model, images, *(labels, places) if alone else (share_of(labels), share_of(places)))
+                value = objective(
+                    self.model, images, *(labels, places) if alone else (share_of(labels), share_of(places))
+                )
                 value = value * (len(images) / size)
                 whole = value.detach() if alone else _added_up(value.detach())
         return value if alone else whole + world * (value - value.detach())  # W times the gradient: it will be averaged
@@ -208,7 +234,7 @@ class _Step(nn.Module):
 
 @contextlib.contextmanager
 def _statistics_of_all(model: nn.Module) -> Iterator[None]:
-    """Batch normalization takes mean and variance over all processes (torch's own layer for that has none for a CPU)."""
+    """Batch normalization takes mean and variance over all processes (torch's SyncBatchNorm does so on GPUs alone)."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for layer in layers:
         vars(layer)["forward"] = partial(_normalized, layer)
@@ -235,7 +261,8 @@ def _normalized(layer: Any, x: Tensor) -> Tensor:
     if layer.training and layer.running_mean is not None:
         with torch.no_grad():
             layer.num_batches_tracked += 1
-            share = 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+            number = layer.num_batches_tracked.to(layer.running_mean.dtype)
+            share = 1 / number if layer.momentum is None else layer.momentum
             for kept, new in ((layer.running_mean, mean), (layer.running_var, variance * n / (n - 1))):
                 kept.copy_((1 - share) * kept + share * new)
     y = centred * (variance + layer.eps).rsqrt().view(shape)

@@ -1,13 +1,18 @@
-"""What tests/test_distributed.py trains in one, two and three processes: torchrun ... training_in_processes.py CASES OUT."""
+"""What test_distributed.py trains in one, two and three processes: training_in_processes.py CASES OUT 1 2 3, and under
+torchrun, without the last numbers.
+"""
 
+import importlib
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 
 from course_utils.data import LabeledImages
@@ -23,7 +28,7 @@ from course_utils.sampling import (
 )
 from course_utils.training import fit, predict, random_shift
 
-COUNTS = [60, 25, 10, 4, 2]  # 101 images: with batches of 20 the last one has 1
+COUNTS = [60, 25, 10, 4, 2]  # 101 images: the last batch of 20 has 1 image, of 33 it has 2
 EPOCHS, BATCH = 3, 20
 
 
@@ -51,14 +56,18 @@ def with_dropout():
     return ImageClassifier(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 8), nn.ReLU()), 8, 5)
 
 
+def cnn():
+    return SmallCNN(5, width=4)
+
+
 def half_frozen():
-    model = SmallCNN(5, width=4)
+    model = cnn()
     model.backbone[:3].requires_grad_(False)
     return model
 
 
 def moving_average():
-    model = SmallCNN(5, width=4)
+    model = cnn()
     model.backbone[1].momentum = None
     return model
 
@@ -75,6 +84,10 @@ def weighted(**options):
 
 def drw(make):
     return DeferredReweighting(make, COUNTS, EPOCHS, at=0.3)
+
+
+def weighted_later(weight=None):
+    return nn.CrossEntropyLoss(None if weight is None else weight.double())
 
 
 def mean_objective(model, images, labels, _places):
@@ -94,13 +107,13 @@ EQUAL = {  # {name: (network, options of fit)}: as in one process
     "focal": (mlp, {"loss": FocalLoss(2.0)}),
     "adjusted": (mlp, {"loss": LogitAdjustedLoss(COUNTS)}),
     "LDAM": (cosine, {"loss": LDAMLoss(COUNTS, scale=10.0)}),
-    "DRW": (mlp, {"loss": drw(nn.CrossEntropyLoss)}),
+    "DRW": (mlp, {"loss": drw(weighted_later)}),
     "LDAM + DRW": (cosine, {"loss": drw(partial(LDAMLoss, COUNTS, scale=10.0))}),
     "objective": (mlp, {"objective": mean_objective}),
-    "batch statistics": (partial(SmallCNN, 5, width=4), {"loss": drw(nn.CrossEntropyLoss)}),
-    "batch statistics, objective": (partial(SmallCNN, 5, width=4), {"objective": mean_objective}),
-    "moving average": (moving_average, {}),
-    "half frozen": (half_frozen, {}),
+    "batch statistics": (cnn, {"loss": drw(weighted_later), "batch_size": 33}),
+    "batch statistics, objective": (cnn, {"objective": mean_objective, "batch_size": 33}),
+    "moving average": (moving_average, {"batch_size": 33}),
+    "half frozen": (half_frozen, {"batch_size": 33}),
     "an idle layer": (with_an_idle_layer, {}),
     "no augmentation": (mlp, {"augment": None}),
     "AdamW": (mlp, {"optimizer": torch.optim.AdamW, "lr": 0.01}),
@@ -154,12 +167,16 @@ def second_half_alone(model, images, labels, _places):
 def all_cases():
     rank = process()[0]
     found = {name: trained(network, **options) for name, (network, options) in EQUAL.items()}
-    found["float32"] = trained(partial(SmallCNN, 5, width=4), dtype=torch.float32)
+    found["float32"] = trained(cnn, dtype=torch.float32, batch_size=33)
     found["bfloat16"] = trained(mlp, dtype=torch.float32, precision=torch.bfloat16)
     found["dropout"] = trained(with_dropout)
+    found["not killed"] = stoppable(None, None)
     found["histograms"] = {name: histogram(make()) for name, make in SAMPLERS.items()}
     model = mlp()
-    found["in shares"] = [torch.equal(in_shares(partial(predict, model), d), predict(model, d)) for d in (DATA, DATA.subset(torch.arange(1)))]
+    found["in shares"] = [
+        torch.equal(in_shares(partial(predict, model), d), predict(model, d))
+        for d in (DATA, DATA.subset(torch.arange(1)))
+    ]
     found["refused"] = {
         "weights": refused(network=mlp, model_seed=rank),
         "seed": refused(network=mlp, seed=rank),
@@ -187,19 +204,33 @@ class Killer(nn.CrossEntropyLoss):
         return super().forward(logits, labels)
 
 
-def main(what, out):
+def stoppable(marker, checkpoint):
+    return trained(cnn, dtype=torch.float32, batch_size=33, loss=Killer(marker), checkpoint=checkpoint)
+
+
+def work(what, out):
     torch.set_num_threads(1)
     with several_processes():
-        if what == "cases":
-            found = all_cases()
-        else:
-            folder = Path(out).parent
-            network = partial(SmallCNN, 5, width=4)
-            loss = Killer(folder / "killed" if what == "killed" else None)
-            found = trained(network, dtype=torch.float32, loss=loss, checkpoint=f"{out}.{process()[0]}.checkpoint")
+        checkpoint = f"{out}.{process()[0]}.checkpoint"
+        found = all_cases() if what == "cases" else stoppable(Path(out).with_name("killed"), checkpoint)
         if process()[0] == 0:
             torch.save(found, out)
 
 
+def one_of_several(number, world, port, what, out):
+    """As torchrun starts it, but for imports, which take seconds."""
+    own = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()}
+    work(what, out)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    what, out, *worlds = sys.argv[1:]
+    importlib.import_module("torch._dynamo")  # DistributedDataParallel wants it, and that takes seconds too
+    for world in map(int, worlds):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        start_processes(one_of_several, (world, port, what, f"{out}.{world}"), nprocs=world, start_method="fork")
+    if not worlds:
+        work(what, out)
