@@ -130,8 +130,8 @@ class _Sum(torch.autograd.Function):
         return _added_up(mine)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _added_up(gradient)
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        return _added_up(gradients[0])
 
 
 def _added_up(mine: Tensor) -> Tensor:
@@ -191,14 +191,12 @@ class SharedLoss:
 
     @torch.no_grad()
     def _check(self, images: Tensor, labels: Tensor, places: Tensor) -> None:
-        modes, objective = (
-            {module: module.training for module in self.model.modules()},
-            partial(self.objective, self.model),
-        )
+        modes, size = {module: module.training for module in self.model.modules()}, len(labels)
         self.model.eval()
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            whole = objective(_of_all(images, len(labels)), labels, places)
-            parts = _added_up(objective(images, share_of(labels), share_of(places)) * (len(images) / len(labels)))
+            whole = self.objective(self.model, _of_all(images, size), labels, places)
+            part = self.objective(self.model, images, share_of(labels), share_of(places))
+        parts = _added_up(part * (len(images) / size))
         for module, mode in modes.items():
             module.training = mode
         seen = f"{float(whole):.6g} for a batch, {float(parts):.6g} for its parts"
@@ -224,10 +222,8 @@ class _Step(nn.Module):
                 value = loss(_of_all(self.model(images), size), labels)
                 whole = value.detach()
             else:
-                value = objective(
-                    self.model, images, *(labels, places) if alone else (share_of(labels), share_of(places))
-                )
-                value = value * (len(images) / size)
+                own = (labels, places) if alone else (share_of(labels), share_of(places))
+                value = objective(self.model, images, *own) * (len(images) / size)
                 whole = value.detach() if alone else _added_up(value.detach())
         return value if alone else whole + world * (value - value.detach())  # W times the gradient: it will be averaged
 
