@@ -7,6 +7,7 @@ logits. Methods of the course change the head, the loss or the sampler, and leav
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -126,6 +127,19 @@ class ResNet32(ImageClassifier):
         for module in self.modules() if head is None else self.backbone.modules():  # a given head stays as it is
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+
+
+@dataclass(frozen=True)
+class OnlyHead:
+    """For `LabeledFeatures`: the features are there already, and only a head learns. A network for `methods.Setting`.
+
+    feature_dim: D. `OnlyHead(D)(C)` is an `ImageClassifier` whose backbone hands its (B, D) input on.
+    """
+
+    feature_dim: int
+
+    def __call__(self, num_classes: int) -> ImageClassifier:
+        return ImageClassifier(nn.Identity(), self.feature_dim, num_classes)
 
 
 NETWORKS: dict[str, Callable] = {  # {name: function of one image's shape -> a class, as `methods.Setting` takes it}
