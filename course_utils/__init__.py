@@ -14,6 +14,7 @@ Import a name from the file that defines it: `from course_utils.losses import LD
     incremental           classes that arrive in phases: exemplars, herding, run_incremental()
     openworld             OLTR: memory, attention, centroid loss; known against unknown
     methods               METHODS: every method for one long-tailed training set, in stages, under one budget
+    texts                 LabeledTexts, load_texts(), BiLSTM and a bag of words: the same methods read texts
 
 and behind them the machinery:
 

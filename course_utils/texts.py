@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,10 @@ class LabeledTexts(Labeled):
             require(whole, "tokens", "0 before or between words", "0 behind the last word of a text alone")
         super().__post_init__()
 
+    def __repr__(self) -> str:
+        texts = f"{len(self)} texts of up to {self.tokens.shape[1]} words, {len(self.vocabulary):,} of them known"
+        return f"LabeledTexts({texts}, {self.num_classes} classes, on {self.device})"
+
     def text(self, index: int) -> str:
         """The words that a network sees of one text."""
         return " ".join(self.vocabulary[number] for number in self.tokens[index].tolist() if number)
@@ -118,22 +122,20 @@ class LabeledTexts(Labeled):
         return digest(super().digest(), self.vocabulary)
 
 
-def known_words(train: LabeledTexts, *others: LabeledTexts, at_least: int = 2) -> list[LabeledTexts]:
+def known_words(train: LabeledTexts, *others: Any, at_least: int = 2) -> list[LabeledTexts]:
     """All of them with a smaller vocabulary: the words that `train` holds at least so often; the others become "?".
 
     For a training set that was cut out of a larger one, by `long_tailed()` for instance, whose words it must not know.
     """
     require(at_least >= 1, "at_least", at_least, "at least 1")
-    same = all(other.vocabulary == train.vocabulary for other in others)
+    same = all(getattr(other, "vocabulary", None) == train.vocabulary for other in others)
     require(same, "others", "texts with another vocabulary", "the vocabulary of train")
     often = torch.bincount(train.tokens.flatten().long(), minlength=len(train.vocabulary)) >= at_least
     often[:2] = True
     number = torch.where(often, often.cumsum(0) - 1, UNKNOWN)
     kept = tuple(word for word, stays in zip(train.vocabulary, often.tolist(), strict=True) if stays)
     small = torch.int16 if len(kept) < 2**15 else torch.int32
-    return [
-        replace(data, tokens=number[data.tokens.long()].to(small), vocabulary=kept) for data in (train, *others)
-    ]
+    return [replace(data, tokens=number[data.tokens.long()].to(small), vocabulary=kept) for data in (train, *others)]
 
 
 def word_dropout(tokens: Tensor, generator: torch.Generator, share: float = 0.2) -> Tensor:
