@@ -272,7 +272,7 @@ class Rows(NamedTuple):
     source: str
 
 
-READ_UP_TO = {"webster": 32, "imdb": 200}  # words; a file: 200
+READ_UP_TO = {"webster": 24, "imdb": 200}  # words; a file: 200
 AT_LEAST = {"imdb": 5}  # a word of the vocabulary occurs so often; elsewhere twice
 
 
@@ -298,7 +298,7 @@ def load_texts(
         text, label, encoding: of a CSV file, the names of two columns, and how it was saved. A third column "split" is
             obeyed. Without one, of each label a quarter of the different texts is the test and 15 % are validation,
             by a hash of the text, so that the same text is never in two splits.
-        length: words that are read of a text; by default 32 for webster, 200 for others. A warning counts longer ones.
+        length: words that are read of a text; by default 24 for webster, 200 for others. A warning counts longer ones.
         at_least: how often training texts hold a word of the vocabulary; by default 5 for imdb, 2 for others.
         tokens: as in `vocabulary_of()`.
 

@@ -366,7 +366,7 @@ def test_loading_webster():
     assert train.vocabulary == validation.vocabulary == test.vocabulary
     assert train.class_names == validation.class_names == test.class_names
     assert test.counts.unique().tolist() == [20] and validation.counts.unique().tolist() == [8]
-    assert train.tokens.shape[1] == 32 and train.tokens.unique().tolist() == list(range(len(train.vocabulary)))
+    assert train.tokens.shape[1] == 24 and train.tokens.unique().tolist() == list(range(len(train.vocabulary)))
     small, read = known_words(long_tailed(train, [max(1, n // 50) for n in counts], seed=0), test)
     assert set(small.vocabulary) < set(train.vocabulary) and read.tokens.max() < len(small.vocabulary)
 
