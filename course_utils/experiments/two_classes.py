@@ -35,7 +35,7 @@ PAIRS = {  # {frequent, rare class: (training texts of the frequent one, validat
 RARER = 10
 TWO_METHODS = (*PUBLISHED, "balanced data")
 TRAINING = {"network": "BiLSTM, two layers", "epochs": 10, "batch_size": 64, "lr": 0.01, "defer_at": 0.7}
-RATES = (0.003, 0.01)
+RATES = (0.005, 0.01, 0.02)
 
 
 @lru_cache(maxsize=2)
