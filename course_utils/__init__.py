@@ -14,6 +14,7 @@ Import a name from the file that defines it: `from course_utils.losses import LD
     incremental           classes that arrive in phases: exemplars, herding, run_incremental()
     openworld             OLTR: memory, attention, centroid loss; known against unknown
     methods               METHODS: every method for one long-tailed training set, in stages, under one budget
+    texts                 LabeledTexts, load_texts(), BiLSTM and a bag of words: the same methods read texts
     photos                Photos that stay on disk: folders and lists of files, View, batches while training runs
     backbones             pretrained networks, features computed once, every method as a head, fine-tuning
     classifier            PhotoClassifier: one file that names the class of a picture, where it works
@@ -31,7 +32,7 @@ and behind them the machinery:
     classroom/            figures, sliders, exercises and their checks, running notebooks
 
 A file imports only from files further down this order: runtime, distributed, checkpoints, checks, metrics,
-picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, backbones
+picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, texts, backbones
 and classifier. Nothing above imports from the two folders, and classroom not from experiments.
 """
 

@@ -163,6 +163,7 @@ class Photos(Labeled):
     """
 
     KIND: ClassVar[str] = "paths"
+    in_memory: ClassVar[bool] = False
     reading_batch: ClassVar[int] = 64
 
     paths: np.ndarray

@@ -112,11 +112,13 @@ class Batches:
             order = whole() if callable(whole) else torch.tensor(list(self.sampler))
         parts = order.to(data.device).split(self.batch_size)
         cut = share_of if self.shared else (lambda rows: rows)
-        first = not data.in_memory  # else after augmentation, whose random numbers are then those of one process
-        inputs = data.stream(map(cut, parts) if first else parts, self.augment, self.generator)
+        if data.in_memory:  # cut after augmentation, whose random numbers are then those of one process
+            inputs = map(cut, data.stream(parts, self.augment, self.generator))
+        else:  # images of the others are not opened
+            at = torch.arange(len(order)).split(self.batch_size)
+            inputs = data.stream(map(cut, parts), self.augment, self.generator, order=map(cut, at))
         for part, batch in zip(parts, inputs, strict=True):
-            mine = batch if first else cut(batch)
-            yield to_float(mine) if mine.dtype == torch.uint8 else mine, data.labels[part], part
+            yield to_float(batch) if batch.dtype == torch.uint8 else batch, data.labels[part], part
 
 
 # ---- schedules: pure functions of (epoch, epochs), epochs counted from 0 ---------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..methods import METHODS
 from ..runtime import located, require, say
-from .studies import CHOICES, STUDIES, Study, has_validation
+from .studies import CHOICES, STUDIES, WITH_VALIDATION, Study, has_validation
 from .tables import TABLES, Table
 
 RUNS = Path("runs")
@@ -48,7 +48,9 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
         idle["validation"] = "a fifth of each class is set aside"
     if study.profile == "english":
         idle["ratio"] = "English text decides the tail"
-    if has_validation(folder) if folder else study.data in ("letters", "digits"):
+    if study.profile == "in proportion":
+        idle["ratio"] = "the data decide the tail"
+    if has_validation(folder) if folder else study.data in WITH_VALIDATION:
         idle["validation"] = "the data have validation images"
     if study.schedule == "cosine":
         idle |= dict.fromkeys(("factor", "warmup"), "they belong to the schedule step")

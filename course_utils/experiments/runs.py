@@ -60,7 +60,11 @@ def run_study(
     path, checkpoints = folder / "study.json", folder / "checkpoints"
     old = read_json(path) if path.is_file() else {}
     settings["images"] = old.get("settings", {}).get("images") or _ask(
-        cluster, images_of, settings if isinstance(study, Study) else Study(what="").settings(), source, skip_broken
+        cluster,
+        images_of,
+        settings if isinstance(study, Study) else Study(what="", data=study.data).settings(),
+        source,
+        skip_broken,
     )
     asked: dict[str, Any] = {"study": name, "what": study.what, "settings": settings}
     if isinstance(study, Study):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..data import (
-    LabeledImages,
+    Labeled,
     english_letter_counts,
     exponential_counts,
     hold_out,
@@ -38,10 +38,13 @@ from ..metrics import best_temperature, calibration_error, per_class_accuracy, r
 from ..networks import NETWORKS
 from ..picture_files import pictures_of, splits_of
 from ..runtime import choose_device, digest, located, require
+from ..texts import TEXT_NETWORKS, LabeledTexts, known_words, load_texts, word_dropout
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
 from .cells import differences, plain
 
 FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
+TEXTS = ("webster", "imdb")  # data of `load_texts()`
+WITH_VALIDATION = ("letters", "digits", "webster")
 EXACT = {"bmp", "pgm", "png", "pnm", "ppm", "tif", "tiff"}  # kinds of files that keep every pixel
 
 
@@ -50,12 +53,14 @@ def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return random_flip(random_shift(images, generator, pixels=4), generator)
 
 
-AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip}
+AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip, "word dropout": word_dropout}
+OPTIMIZERS = {"SGD": None, "Adam": torch.optim.Adam}
 
 
 CHOICES = {
-    "profile": ("english", "exponential", "step", "as it is"),
-    "network": tuple(NETWORKS),
+    "profile": ("english", "exponential", "step", "in proportion", "as it is"),
+    "network": (*NETWORKS, *TEXT_NETWORKS),
+    "optimizer": tuple(OPTIMIZERS),
     "schedule": ("cosine", "step"),
     "augment": tuple(AUGMENTATIONS),
     "precision": ("auto", "float32", "bfloat16"),
@@ -69,14 +74,15 @@ class Study:
     what: one line for `experiments list`. methods: names of `METHODS`. seeds: each one a subset, weights and order of
     its own.
 
-    data: a name that `load_images()` knows. profile: "english", "exponential", "step", or "as it is". max_count, ratio:
-    of the profile. size: side to which a folder's images are scaled, or None. validation: images of each class set
-    aside for choices from data that have no validation split, before the tail is cut; the counts of classes that then
-    have too few are lowered (CIFAR-10's largest from 5,000 to 4,900). With "as it is": a share of each class.
+    data: a name that `load_images()` or `load_texts()` knows. profile: "english", "exponential", "step", "in
+    proportion" to what the data have, or "as it is". max_count, ratio: of the profile. size: side to which a folder's
+    images are scaled, or None. validation: images of each class set aside for choices from data that have no validation
+    split, before the tail is cut; the counts of classes that then have too few are lowered (CIFAR-10's largest from
+    5,000 to 4,900). With "as it is": a share of each class.
 
-    network: "MLP", "SmallCNN", "ResNet32". epochs, batch_size, lr, weight_decay: of `fit()`. augment: "none",
-    "shift 2", or "shift 4, flip". precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that has
-    it.
+    network: one of `NETWORKS`, or of `TEXT_NETWORKS` for texts. optimizer: "SGD" or "Adam". epochs, batch_size, lr,
+    weight_decay: of `fit()`. augment: "none", "shift 2", "shift 4, flip", or "word dropout" for texts. precision:
+    "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that has it.
 
     schedule: "cosine", or "step", which warms up for a share `warmup` and multiplies the learning rate by `factor` at
     `defer_at` and again half-way from there to the end. defer_at: when DRW starts. The defaults are one choice for all
@@ -97,6 +103,7 @@ class Study:
     network: str = "SmallCNN"
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    optimizer: str = "SGD"
     epochs: int = 20
     batch_size: int = 64
     lr: float = 0.1
@@ -109,8 +116,12 @@ class Study:
     precision: str = "auto"
 
     def settings(self) -> dict[str, Any]:
-        """What has to be the same in all cells of a comparison: all but methods, seeds and `what`."""
-        return {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
+        """What has to be the same in all cells of a comparison: all but methods, seeds and `what`.
+
+        SGD is not named, so that results from before there was a choice stay valid.
+        """
+        usual = {"optimizer"} if self.optimizer == "SGD" else set()
+        return {k: v for k, v in asdict(self).items() if k not in {"what", "methods", "seeds"} | usual}
 
 
 _CIFAR = Study(
@@ -126,6 +137,23 @@ _CIFAR = Study(
     warmup=0.025,
     augment="shift 4, flip",
     seeds=(0, 1, 2),
+)
+# lr: of 0.005, 0.01, 0.02 the best on validation texts: cross-entropy, NCM and logit adjustment, seed 0, both networks
+_WEBSTER = Study(
+    what="definitions of 1913 by field, a fifth of their own tail, BiLSTM, all methods for vectors",
+    data="webster",
+    profile="in proportion",
+    max_count=1076,
+    network="BiLSTM",
+    methods=tuple(name for name in METHODS if name != "OLTR memory"),  # which reads maps of features
+    seeds=(0, 1, 2),
+    optimizer="Adam",
+    epochs=10,
+    lr=0.02,
+    weight_decay=0.0,
+    schedule="cosine",
+    defer_at=0.7,
+    augment="word dropout",
 )
 _SEVEN = ("cross-entropy", "class-balanced sampling", "LDAM", "CE + DRW", "LDAM + DRW", "tau-normalization", "cRT")
 STUDIES: dict[str, Study] = {
@@ -153,6 +181,8 @@ STUDIES: dict[str, Study] = {
         warmup=0.1,
         methods=_SEVEN,
     ),
+    "webster": _WEBSTER,
+    "webster-bag": replace(_WEBSTER, what="the same with a bag of words instead of the BiLSTM", network="bag of words"),
     "folder": Study(what="a folder of images as it is: run FOLDER", data="folder", profile="as it is", seeds=(0, 1, 2)),
 }
 
@@ -161,19 +191,19 @@ STUDIES: dict[str, Study] = {
 
 
 @functools.lru_cache(maxsize=4)  # cells of one process read the same files
-def _read(name: str | Path, split: str, size: int | None, skip_broken: bool) -> tuple[LabeledImages, tuple[str, ...]]:
+def _read(name: str | Path, split: str, size: int | None, skip_broken: bool) -> tuple[Labeled, tuple[str, ...]]:
     """One split of a folder (a path) or of data with a name, and what its reader warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if isinstance(name, Path) else {}
-        data = load_images(name, split, **options)
+        data = load_texts(name, split) if name in TEXTS else load_images(name, split, **options)
     said = [str(w.message) for w in caught]
     return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ")))
 
 
 def load_splits(
     settings: dict[str, Any], seed: int, *, source: str | None = None, skip_broken: bool = False
-) -> tuple[LabeledImages, LabeledImages, LabeledImages, str]:
+) -> tuple[Labeled, Labeled, Labeled, str]:
     """(train with its long tail, validation, test, a note that says where the images come from), on the CPU.
 
     source: a folder of images instead of settings["data"]. It holds train/CLASS and test/CLASS, maybe validation/CLASS,
@@ -191,7 +221,7 @@ def load_splits(
         raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
     notes: list[str] = []
 
-    def read(split: str) -> LabeledImages:
+    def read(split: str) -> Labeled:
         data, skipped = _read(named, split, settings["size"], skip_broken)
         notes.extend(skipped)
         return data
@@ -201,7 +231,7 @@ def load_splits(
         train, test = hold_out(read("all"), FOLDER_TEST, seed=seed)
     else:
         train, test = read("train"), read("test")
-    if named in ("letters", "digits") or "validation" in splits:
+    if named in WITH_VALIDATION or "validation" in splits:
         validation = read("validation")
     elif settings["profile"] == "as it is":
         train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
@@ -220,6 +250,8 @@ def load_splits(
             fewer = sum(map(operator.lt, counts, wanted))
             notes.append(f"{fewer} classes have fewer images than asked for: ratio {have:.4g} instead of {asked:.4g}")
         train = long_tailed(train, counts, seed=seed)
+        if isinstance(train, LabeledTexts):  # words of texts that were cut away are not known
+            train, validation, test = known_words(train, validation, test)
     return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])
 
 
@@ -227,13 +259,15 @@ def has_validation(folder: Path) -> bool:
     return folder.is_dir() and "validation" in splits_of(folder)  # it may be on the workers of a cluster alone
 
 
-def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
+def _counts(settings: dict[str, Any], train: Labeled) -> list[int] | None:
     """What the profile asks for, whether there are so many images or not; None: all there are."""
     profile, most = settings["profile"], settings["max_count"]
     make = {
         "english": lambda: english_letter_counts(most),
         "exponential": lambda: exponential_counts(train.num_classes, most, settings["ratio"]),
         "step": lambda: step_counts(train.num_classes, most, settings["ratio"]),
+        # n_j = max(1, round(n_max N_j / N_max)), N_j what class j has
+        "in proportion": lambda: [max(1, round(most * n / int(train.counts.max()))) for n in train.counts.tolist()],
         "as it is": lambda: None,
     }
     require(profile in make, "profile", repr(profile), ", ".join(make))
@@ -313,7 +347,7 @@ def _images_of(data: str, size: int | None, source: str | None, skip: bool, _sta
     whole = Study(what="", data=data, size=size, profile="as it is").settings()
     *splits, _ = load_splits(whole, 0, source=source, skip_broken=skip)
     return {
-        name: f"{len(part)} images of {' x '.join(map(str, part.images.shape[1:]))}, {part.num_classes} classes, "
+        name: f"{len(part)} {part.KIND} of {' x '.join(map(str, part.inputs.shape[1:]))}, {part.num_classes} classes, "
         f"{part.digest()}"
         for name, part in zip(("train", "validation", "test"), splits, strict=True)
     }
@@ -371,7 +405,7 @@ def run_cell(
         *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
         train, validation, test = (split.to(device) for split in splits)
         require(len(test), "data", "no image for the test", "classes of at least 3 images, or a folder test")
-        options["network"] = NETWORKS[settings["network"]](train.images.shape[1:])
+        options["network"] = _network(settings["network"], train)
         trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
         said = [all_logits(trained, split) for split in (validation, test)]
         rows = {
@@ -382,6 +416,13 @@ def run_cell(
     data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)}
     cell = {"settings": settings, "training": training, "seed": seed, "data": data, "methods": rows}
     return cell | made_with(device) | {"precision": str(options["precision"]).removeprefix("torch.")}
+
+
+def _network(name: str, train: Labeled) -> Any:
+    """What makes it, as `methods.Setting` takes it: function of the number of classes."""
+    known: dict[str, Any] = TEXT_NETWORKS if isinstance(train, LabeledTexts) else NETWORKS
+    require(name in known, "network", repr(name), ", ".join(known))
+    return known[name](len(train.vocabulary) if isinstance(train, LabeledTexts) else train.inputs.shape[1:])
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
@@ -402,19 +443,21 @@ def _options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
         require(0 <= settings[name] <= 1, name, settings[name], "0 to 1, a share of training")
     step = partial(step_schedule, at=settings["defer_at"], factor=settings["factor"], warmup=settings["warmup"])
     words = {
-        "network": NETWORKS,
+        "network": NETWORKS | TEXT_NETWORKS,
+        "optimizer": OPTIMIZERS,
         "augment": AUGMENTATIONS,
         "schedule": {"cosine": cosine_schedule, "step": step},
         "precision": {"auto": best, "float32": torch.float32, "bfloat16": torch.bfloat16},
     }
+    settings = {"optimizer": "SGD"} | settings
     for name, allowed in words.items():
         require(settings[name] in allowed, name, repr(settings[name]), ", ".join(allowed))
     same = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "defer_at")}
-    return same | {name: words[name][settings[name]] for name in ("augment", "schedule", "precision")}
+    return same | {name: words[name][settings[name]] for name in ("augment", "schedule", "precision", "optimizer")}
 
 
 def score(
-    trained: Trained, counts: list[int], validation: tuple[LabeledImages, Tensor], test: tuple[LabeledImages, Tensor]
+    trained: Trained, counts: list[int], validation: tuple[Labeled, Tensor], test: tuple[Labeled, Tensor]
 ) -> dict[str, Any]:
     """All numbers of one classifier, ready for JSON: accuracies from 0 to 1, None where there is nothing to measure.
 
