@@ -32,8 +32,8 @@ and behind them the machinery:
     classroom/            figures, sliders, exercises and their checks, running notebooks
 
 A file imports only from files further down this order: runtime, distributed, checkpoints, checks, metrics,
-picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, texts, backbones
-and classifier. Nothing above imports from the two folders, and classroom not from experiments.
+picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, texts,
+backbones and classifier. Nothing above imports from the two folders, and classroom not from experiments.
 """
 
 __version__ = "0.1.0"

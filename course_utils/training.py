@@ -73,8 +73,7 @@ class Batches:
         sampler: which images an epoch shows, in which order; by default all, in their order.
         augment: as `fit()` has it; none by default.
         generator: CPU generator for `augment`.
-        shared: with several processes, give the inputs of this one's share of each batch (`distributed.share_of()`)
-            beside the labels and places of the whole batch.
+        shared: with several processes, inputs of this one's share alone, beside labels and places of whole batches.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Batches:
 
     def with_indices(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(inputs, labels, their places in the dataset), for what is stored beside the images."""
-        data = self.dataset
+        data: Any = self.dataset
         if self.sampler is None:
             order = torch.arange(len(data))
         else:  # the samplers of this course give the whole epoch at once; any other one is asked index by index
@@ -114,9 +113,9 @@ class Batches:
         cut = share_of if self.shared else (lambda rows: rows)
         if data.in_memory:  # cut after augmentation, whose random numbers are then those of one process
             inputs = map(cut, data.stream(parts, self.augment, self.generator))
-        else:  # images of the others are not opened
-            at = torch.arange(len(order)).split(self.batch_size)
-            inputs = data.stream(map(cut, parts), self.augment, self.generator, order=map(cut, at))
+        else:  # files of the others are not opened
+            at = map(cut, torch.arange(len(order)).split(self.batch_size))
+            inputs = data.stream(map(cut, parts), self.augment, self.generator, at)
         for part, batch in zip(parts, inputs, strict=True):
             yield to_float(batch) if batch.dtype == torch.uint8 else batch, data.labels[part], part
 
@@ -279,7 +278,6 @@ def fit(
     rank, world = process()
     settings = {} if checkpoint is None and world == 1 else training_settings(model, train, updates, groups, parts)
     history, start = load_checkpoint(checkpoint, model, updates, loss, settings)
-
     step = SharedLoss(model, loss, objective)
     bar = progress_bar(epochs, "epoch", done=len(history), delay=2, show=progress and rank == 0)
     with bar, keeping_modes(model), keeping_random_state(device) as seed_torch, _repeatable():

@@ -206,9 +206,9 @@ def test_a_read_only_folder_is_named(tmp_path):
 # ---- rules of the house --------------------------------------------------------------------------------------------
 
 LAYERS = (
-    "runtime distributed checkpoints checks metrics picture_files files data photos photo_sets networks sampling losses "
-    "heads training decoupling incremental_methods incremental openworld methods texts backbones classifier classroom "
-    "experiments __main__"
+    "runtime distributed checkpoints checks metrics picture_files files data photos photo_sets networks sampling "
+    "losses heads training decoupling incremental_methods incremental openworld methods texts backbones classifier "
+    "classroom experiments __main__"
 ).split()
 MAY_PRINT = {"runtime.say"}
 SOURCES = {
