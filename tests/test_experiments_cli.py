@@ -36,7 +36,7 @@ def test_every_experiment_names_what_there_is():
 def test_the_published_protocol(name):
     """Cao et al. 2019 and their released code."""
     study = STUDIES[name]
-    options = studies._options(study.settings(), torch.float32)
+    options = studies.run_options(study.settings(), torch.float32)
     rates = [study.lr * options["schedule"](epoch, study.epochs) for epoch in range(200)]
     assert rates[:6] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     assert [rates[e] for e in (159, 160, 179, 180, 199)] == pytest.approx([0.1, 1e-3, 1e-3, 1e-5, 1e-5])

@@ -69,7 +69,10 @@ def run_study(
     asked: dict[str, Any] = {"study": name, "what": study.what, "settings": settings}
     if isinstance(study, Study):
         asked |= {"methods": list(study.methods), "seeds": list(study.seeds)}
-    cells = _cells(folder, asked, source=source, skip_broken=skip_broken, checkpoints=None if cluster else checkpoints)
+    how: dict[str, Any] = {"source": source, "skip_broken": skip_broken}
+    if "features" in settings and cluster is None:
+        how["kept"] = str(folder.resolve() / "features")
+    cells = _cells(folder, asked, checkpoints=None if cluster else checkpoints, **how)
     if old:  # what earlier runs asked for stays asked for
         read_json(path, settings=settings)
         asked |= {"study": old["study"]} | {k: [*asked[k], *old[k]] for k in ("methods", "seeds") if k in asked}

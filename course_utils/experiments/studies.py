@@ -14,7 +14,7 @@ import platform
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,6 +88,10 @@ class Study:
     `defer_at` and again half-way from there to the end. defer_at: when DRW starts. The defaults are one choice for all
     methods: of six schedules tried on letters, the best on validation typefaces for most methods (seeds 0 and 1).
 
+    features: "none", or the name of a pretrained backbone as `backbones.backbone()` takes it: then pictures of a folder
+    are seen as it wants them, and methods are heads on its features (`photographs.with_features()` has the recipe).
+    shares: {class: share} of the place where a model of photographs will work, for its own column in the report.
+
     Images are scaled to -1 .. 1 everywhere. The released LDAM code takes the mean and divides by the standard deviation
     of each channel instead, which for CIFAR is about twice as wide; batch normalization after the first convolution
     makes up for it.
@@ -114,14 +118,17 @@ class Study:
     defer_at: float = 0.8
     augment: str = "shift 2"
     precision: str = "auto"
+    features: str = "none"
+    shares: Mapping[str, float] | None = None
 
     def settings(self) -> dict[str, Any]:
         """What has to be the same in all cells of a comparison: all but methods, seeds and `what`.
 
-        SGD is not named, so that results from before there was a choice stay valid.
+        What is as it was before there was a choice is not named, so that earlier results stay valid.
         """
-        usual = {"optimizer"} if self.optimizer == "SGD" else set()
-        return {k: v for k, v in asdict(self).items() if k not in {"what", "methods", "seeds"} | usual}
+        usual = {"optimizer": "SGD", "features": "none", "shares": None}
+        found = {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
+        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
 
 
 _CIFAR = Study(
@@ -191,12 +198,19 @@ STUDIES: dict[str, Study] = {
 
 
 @functools.lru_cache(maxsize=4)  # cells of one process read the same files
-def _read(name: str | Path, split: str, size: int | None, skip_broken: bool) -> tuple[Labeled, tuple[str, ...]]:
+def _read(
+    name: str | Path, split: str, size: int | None, skip_broken: bool, features: str = "none"
+) -> tuple[Labeled, tuple[str, ...]]:
     """One split of a folder (a path) or of data with a name, and what its reader warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if isinstance(name, Path) else {}
-        data = load_texts(name, split) if name in TEXTS else load_images(name, split, **options)
+        if features != "none":
+            from .photographs import read_photos  # which imports this file
+
+            data: Labeled = read_photos(Path(name), split, features, skip_broken)
+        else:
+            data = load_texts(name, split) if name in TEXTS else load_images(name, split, **options)
     said = [str(w.message) for w in caught]
     return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ")))
 
@@ -219,10 +233,11 @@ def load_splits(
     named = settings["data"] if folder is None else folder
     if settings["data"] == "folder" and folder is None:
         raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
-    notes: list[str] = []
+    own, notes = [settings["features"]] if "features" in settings else [], []
+    require(not own or folder, "features", own, "only with a folder of pictures")
 
     def read(split: str) -> Labeled:
-        data, skipped = _read(named, split, settings["size"], skip_broken)
+        data, skipped = _read(named, split, settings["size"], skip_broken, *own)
         notes.extend(skipped)
         return data
 
@@ -338,14 +353,22 @@ def images_of(settings: dict[str, Any], source: str | None = None, skip_broken: 
     """{split: its images as one line: number, shape, classes, and a digest of names, labels and pixels}, all as read,
     before a tail is cut.
     """
-    stamp = None if source is None else _stamp(located(source))
-    return dict(_images_of(settings["data"], settings["size"], source, skip_broken, stamp))
+    stamp, features = None if source is None else _stamp(located(source)), settings.get("features", "none")
+    return dict(_images_of(settings["data"], settings["size"], source, skip_broken, stamp, features))
 
 
 @functools.lru_cache(maxsize=4)
-def _images_of(data: str, size: int | None, source: str | None, skip: bool, _stamp: str | None) -> dict[str, str]:
-    whole = Study(what="", data=data, size=size, profile="as it is").settings()
+def _images_of(
+    data: str, size: int | None, source: str | None, skip: bool, _stamp: str | None, features: str
+) -> dict[str, str]:
+    whole = Study(what="", data=data, size=size, profile="as it is", features=features).settings()
     *splits, _ = load_splits(whole, 0, source=source, skip_broken=skip)
+    if features != "none":
+        from .photographs import loaded
+
+        parts: Any = zip(("train", "validation", "test"), splits, strict=True)
+        found = {name: f"{len(part)} photographs, {part.num_classes} classes, {part.digest()}" for name, part in parts}
+        return found | {"backbone": f"{features} {loaded(features).fingerprint}"}
     return {
         name: f"{len(part)} {part.KIND} of {' x '.join(map(str, part.inputs.shape[1:]))}, {part.num_classes} classes, "
         f"{part.digest()}"
@@ -396,24 +419,38 @@ def run_cell(
     source: str | None = None,
     skip_broken: bool = False,
     checkpoint: str | None = None,
+    kept: str | None = None,
 ) -> dict[str, Any]:
-    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds."""
+    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds.
+
+    kept: a folder for the features of photographs.
+    """
     device, best = choose_device()
-    options = _options(settings, best)
+    options = run_options(settings, best)
     with repeatable():
         check_data(settings, source, skip_broken)
-        *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
-        train, validation, test = (split.to(device) for split in splits)
-        require(len(test), "data", "no image for the test", "classes of at least 3 images, or a folder test")
-        options["network"] = _network(settings["network"], train)
-        trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
+        *parts, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
+        require(len(parts[2]), "data", "no image for the test", "classes of at least 3 images, or a folder test")
+        if "features" in settings:
+            from . import photographs  # which imports this file
+
+            where = settings["features"], str(source), skip_broken, kept
+            train, validation, test = photographs.features_of(parts, *where)
+            trained = photographs.train_heads(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
+        else:
+            train, validation, test = (part.to(device) for part in parts)
+            options["network"] = _network(settings["network"], train)
+            trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
         said = [all_logits(trained, split) for split in (validation, test)]
         rows = {
             name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
             for name, one in trained.items()
         }
+        more = {}
+        if "features" in settings:
+            more = photographs.beside(rows, parts, said, settings.get("shares"))
     data: dict[str, Any] = {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist()}
-    data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)}
+    data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)} | more
     cell = {"settings": settings, "training": training, "seed": seed, "data": data, "methods": rows}
     return cell | made_with(device) | {"precision": str(options["precision"]).removeprefix("torch.")}
 
@@ -437,13 +474,13 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device.type
 
 
-def _options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
+def run_options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
     """What `train_methods()` takes, from settings in words."""
     for name in ("defer_at", "warmup"):
         require(0 <= settings[name] <= 1, name, settings[name], "0 to 1, a share of training")
     step = partial(step_schedule, at=settings["defer_at"], factor=settings["factor"], warmup=settings["warmup"])
     words = {
-        "network": NETWORKS | TEXT_NETWORKS,
+        "network": NETWORKS | TEXT_NETWORKS | ({"head": None} if "features" in settings else {}),
         "optimizer": OPTIMIZERS,
         "augment": AUGMENTATIONS,
         "schedule": {"cosine": cosine_schedule, "step": step},
