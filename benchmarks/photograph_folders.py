@@ -2,7 +2,7 @@
 
 stamps: pictures that children put into drawings, most of them photographs without background, from Debian's package
     tuxpaint-stamps-default; a class for each kind of thing, animals, food and plants by their sort. No cartoons, no
-    letters, no signs; classes of 8 pictures or more.
+    letters, no signs, none twice; classes of 8 pictures or more.
 icons: the drawings of 128 pixels of Debian's package oxygen-icon-theme, by what they are for.
 cifar: photographs of 32 pixels, the first ones of each class of a folder with train/CLASS and test/CLASS.
 
@@ -29,7 +29,8 @@ def stamps(unpacked: Path) -> Iterator[tuple[Path, Path]]:
     root = unpacked / "usr/share/tuxpaint/stamps"
     for path in sorted(root.rglob("*.png")):
         parts = path.relative_to(root).parts
-        if not any(word in part for part in parts[:-1] for word in NO_THINGS):
+        thing = not any(word in part for part in parts[:-1] for word in NO_THINGS)
+        if thing and not path.stem.endswith("_mirror"):
             name = parts[1] if parts[0] in SPLIT_FURTHER and len(parts) > 2 else parts[0]
             yield path, Path(name) / "-".join(parts[1:])
 

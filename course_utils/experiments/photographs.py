@@ -375,7 +375,8 @@ def report_parts(
     """
     from .reports import BASELINE, table_of
 
-    shown = [name for name in dict.fromkeys((BASELINE, best)) if name in rows] or [next(iter(rows))]
+    shown = list(dict.fromkeys([BASELINE if BASELINE in rows else next(iter(rows)), best or BASELINE]))
+    shown = [name for name in shown if name in rows]
     found = confusions(cells, shown[-1])
     parts = ["## Where the model will work", _deployment_text(rows, table_of), "## By class"]
     parts += [_class_text(cells, rows, shown, found, table_of)]

@@ -19,7 +19,7 @@ from ..methods import METHODS
 from ..metrics import GROUPS, difference_text, mean_and_spread, paired_differences
 from ..runtime import located, write_atomically
 from .cells import read_json
-from .runs import read_study
+from .runs import read_study, read_table
 from .tables import TABLES
 
 BASELINE = "cross-entropy"
