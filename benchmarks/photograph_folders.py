@@ -21,7 +21,7 @@ from pathlib import Path
 SPLIT_FURTHER = ("animals", "food", "plants")
 NO_THINGS = ("cartoon", "symbols", "signs", "flags")
 LEAST = 8
-OF_EACH = {"train": 250, "test": 60}
+OF_EACH = {"train": 120, "test": 40}
 
 
 def stamps(unpacked: Path) -> Iterator[tuple[Path, Path]]:
