@@ -44,9 +44,9 @@ from ..metrics import mean_and_spread, per_class_accuracy
 from ..networks import NETWORKS, OnlyHead
 from ..photos import Photos
 from ..picture_files import head_of, pictures_of, splits_of
-from ..runtime import choose_device, keeping_random_state, located, require
+from ..runtime import choose_device, digest, keeping_random_state, located, require
 from ..training import fit
-from .cells import plain, write_json
+from .cells import plain, read_json, write_json
 from .runs import read_study
 from .studies import Study, load_splits, repeatable, run_options
 
@@ -163,13 +163,17 @@ def features_of(
     return [LabeledFeatures(table[r], y, p.class_names) for r, y, p in zip(rows, labels, photos, strict=True)]
 
 
+def _splits(folder: Path) -> list[str]:
+    return sorted(splits_of(folder), key=["all", "train", "validation", "test"].index)
+
+
 @functools.lru_cache(maxsize=1)
 def _table(
     features: str, source: str, skip_broken: bool, kept: str | None, _digests: tuple[str, ...]
 ) -> tuple[Tensor, dict[bytes, int]]:
     """(features of every picture of a folder, {path: its row})"""
     found, places, folder = [], {}, Path(source)
-    for split in splits_of(folder):
+    for split in _splits(folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # load_splits() has said it
             photos = read_photos(folder, split, features, skip_broken).to(choose_device()[0])
@@ -258,7 +262,7 @@ def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) ->
     folder = Path(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        photos = {split: read_photos(folder, split, features, skip_broken) for split in splits_of(folder)}
+        photos = {split: read_photos(folder, split, features, skip_broken) for split in _splits(folder)}
     owners = [(split, i) for split, part in photos.items() for i in range(len(part))]
     digests = tuple(sorted({part.digest() for part in photos.values()}))
     table, _ = _table(features, source, skip_broken, kept, digests)
@@ -326,31 +330,44 @@ def keep_model(
 
 
 def finish(out: Path, source: str, skip_broken: bool) -> str:
-    """Write pictures.json, confused.png and model.safetensors beside the cells of `out`; what there is to say."""
+    """Write pictures.json, confused.png and model.safetensors beside the cells of `out`; what there is to say.
+
+    If these are of the same cells already, they stay as they are.
+    """
+    asked, cells, missing = read_study(out)
+    settings, file = asked["settings"], out / "pictures.json"
+    of = digest(sorted((cell["training"], cell["seed"], sorted(cell["methods"])) for cell in cells))
+    old = read_json(file, "twins", settings) if file.is_file() else {}
+    if old.get("of") != of or ("model" in old and not (out / "model.safetensors").is_file()):
+        old = _finished(out, asked, cells, missing, str(located(source).resolve()), skip_broken) | {"of": of}
+        write_json(file, old)
+    said = [warning_of(old["twins"])] if old["twins"] else []
+    if "model" in old:
+        model = out / "model.safetensors"
+        way = f"python -m course_utils predict {model} FOLDER"
+        said.append(
+            f"the model of {old['model']['method']}, best on validation images, is {model}; it answers with: {way}"
+        )
+    return "\n".join(said)
+
+
+def _finished(
+    out: Path, asked: Mapping[str, Any], cells: Any, missing: Any, source: str, skip_broken: bool
+) -> dict[str, Any]:
     from .reports import best_on_validation, rows_of, save_figure
 
-    asked, cells, missing = read_study(out)
-    settings, said = asked["settings"], []
-    where = str(located(source).resolve()), skip_broken, str(out.resolve() / "features")
-    twins = twins_of(settings["features"], *where)
-    found: dict[str, Any] = {"settings": settings, "twins": twins}
-    if twins:
-        said.append(warning_of(twins))
+    settings, where = asked["settings"], (source, skip_broken, str(out.resolve() / "features"))
+    found: dict[str, Any] = {"settings": settings, "twins": twins_of(settings["features"], *where)}
     best = None if missing else best_on_validation(rows_of(cells))
     shown = confusions(cells, best or next(iter(cells[0]["methods"])))
     if shown:
-        figure = examples_figure(located(source), shown, loaded(settings["features"]).view)
+        figure = examples_figure(Path(source), shown, loaded(settings["features"]).view)
         save_figure(figure, out / "confused.png")
     if best is not None:
         seed = min(asked["seeds"])
         per_class = keep_model(out / "model.safetensors", settings, best, seed, *where)
         found["model"] = {"method": best, "seed": seed, "per_class": plain(per_class)}
-        said.append(
-            f"the model of {best}, best on validation images, is {out / 'model.safetensors'}; it answers with: "
-        )
-        said[-1] += f"python -m course_utils predict {out / 'model.safetensors'} FOLDER"
-    write_json(out / "pictures.json", found)
-    return "\n".join(said)
+    return found
 
 
 def warning_of(twins: Sequence[Mapping[str, Any]]) -> str:
