@@ -2,7 +2,7 @@
 
 import sys
 
-from . import decoupling, experiments, fine_tuning, incremental, losses, openworld, photograph_folders, training
+from . import decoupling, experiments, folder_fine_tuning, incremental, losses, openworld, photograph_folders, training
 
 BENCHMARKS = {
     "training": training.main,
@@ -11,7 +11,7 @@ BENCHMARKS = {
     "losses": losses.main,
     "openworld": openworld.main,
     "experiments": experiments.main,
-    "fine-tuning": fine_tuning.main,
+    "folder-fine-tuning": folder_fine_tuning.main,
     "photograph-folders": photograph_folders.main,
 }
 

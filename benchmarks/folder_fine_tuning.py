@@ -49,7 +49,7 @@ def tuned(source: str, settings: dict[str, Any], seed: int, size: int, epochs: i
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks fine-tuning", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks folder-fine-tuning", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=128)
