@@ -174,12 +174,14 @@ class SharedLoss:
 
     def __init__(self, model: nn.Module, loss: Any, objective: Any):
         self.model, self.objective, self.checked = model, objective, objective is None
-        self.step: Any = _Step(model, loss, objective)
-        if process()[1] > 1:
+        if process()[1] == 1:
+            alone = objective or (lambda model, images, labels, _places: loss(model(images), labels))
+            self.step: Any = partial(alone, model)
+        else:
             # find_unused_parameters: gradients stay in the buckets in which they are at first, so that a restart adds
             # them up in the same order; and a network may leave out some of its weights, as in one process
             options: dict[str, Any] = {"find_unused_parameters": True, _SYNC_BUFFERS: False}
-            self.step = DistributedDataParallel(self.step, **options)
+            self.step = DistributedDataParallel(_Step(model, loss, objective), **options)
 
     def set_epoch(self, epoch: int) -> None:
         self.checked = self.objective is None
@@ -216,7 +218,7 @@ class _Step(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, places: Tensor) -> Tensor:
         (loss, objective), world, size = self.functions, process()[1], len(labels)
-        alone = len(images) == size  # or every process has the whole batch
+        alone = len(images) == size  # every process has the whole batch
         with contextlib.nullcontext() if alone else _statistics_of_all(self.model):
             if objective is None:
                 value = loss(_of_all(self.model(images), size), labels)

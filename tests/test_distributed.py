@@ -42,7 +42,7 @@ def cases(tmp_path_factory):
 
 
 @HOW_MANY
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", [*EQUAL, "photographs"])
 def test_several_processes_train_as_one_does(cases, name, world):
     one, several = cases[1][name], cases[world][name]
     assert largest_difference(one["weights"], several["weights"]) < 1e-11

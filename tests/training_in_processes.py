@@ -10,7 +10,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import distributed, nn
 from torch.multiprocessing import start_processes
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from course_utils.distributed import in_shares, process, several_processes
 from course_utils.heads import CosineClassifier
 from course_utils.losses import DeferredReweighting, FocalLoss, LDAMLoss, LogitAdjustedLoss
 from course_utils.networks import MLP, ImageClassifier, SmallCNN
+from course_utils.photos import Photos, View
 from course_utils.sampling import (
     ClassBalancedSampler,
     DeferredResampler,
@@ -121,11 +124,11 @@ EQUAL = {  # {name: (network, options of fit)}: as in one process
 }
 
 
-def trained(network, *, dtype=torch.float64, model_seed=0, **options):
+def trained(network, *, dtype=torch.float64, model_seed=0, data=DATA, **options):
     torch.manual_seed(model_seed)
     model = network().to(dtype)
     usual = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.05, "augment": random_shift, "progress": False}
-    history = fit(model, DATA, evaluate=lambda m: {"said": predict(m, DATA).sum().item()}, **usual | options)
+    history = fit(model, data, evaluate=lambda m: {"said": predict(m, data).sum().item()}, **usual | options)
     return {"weights": model.state_dict(), "history": [{k: v for k, v in r.items() if k != "seconds"} for r in history]}
 
 
@@ -164,13 +167,24 @@ def second_half_alone(model, images, labels, _places):
     return F.cross_entropy(model(images), labels, weight=1 / torch.tensor(COUNTS, dtype=torch.float64))
 
 
-def all_cases():
+def write_pictures(folder):
+    """Forty small files in two classes."""
+    random = np.random.default_rng(0)
+    for i in range(40):
+        path = folder / "ab"[i % 3 == 0] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
+
+
+def all_cases(folder):
     rank = process()[0]
     found = {name: trained(network, **options) for name, (network, options) in EQUAL.items()}
     found["float32"] = trained(cnn, dtype=torch.float32, batch_size=33)
     found["bfloat16"] = trained(mlp, dtype=torch.float32, precision=torch.bfloat16)
     found["dropout"] = trained(with_dropout)
     found["not killed"] = stoppable(None, None)
+    photos = Photos.from_folder(folder / "pictures", "all", view=View(size=16))
+    found["photographs"] = trained(lambda: SmallCNN(2, in_channels=3, width=4), data=photos, augment="usual")
     found["histograms"] = {name: histogram(make()) for name, make in SAMPLERS.items()}
     model = mlp()
     found["in shares"] = [
@@ -212,7 +226,7 @@ def work(what, out):
     torch.set_num_threads(1)
     with several_processes():
         checkpoint = f"{out}.{process()[0]}.checkpoint"
-        found = all_cases() if what == "cases" else stoppable(Path(out).with_name("killed"), checkpoint)
+        found = all_cases(Path(out).parent) if what == "cases" else stoppable(Path(out).with_name("killed"), checkpoint)
         if process()[0] == 0:
             torch.save(found, out)
 
@@ -226,6 +240,7 @@ def one_of_several(number, world, port, what, out):
 
 if __name__ == "__main__":
     what, out, *worlds = sys.argv[1:]
+    write_pictures(Path(out).parent / "pictures")
     importlib.import_module("torch._dynamo")  # DistributedDataParallel wants it, and that takes seconds too
     for world in map(int, worlds):
         with socket.socket() as free:

@@ -337,7 +337,7 @@ def finish(out: Path, source: str, skip_broken: bool) -> str:
     asked, cells, missing = read_study(out)
     settings, file = asked["settings"], out / "pictures.json"
     of = digest(sorted((cell["training"], cell["seed"], sorted(cell["methods"])) for cell in cells))
-    old = read_json(file, "twins", settings) if file.is_file() else {}
+    old: dict[str, Any] = read_json(file, "twins", settings) if file.is_file() else {}
     if old.get("of") != of or ("model" in old and not (out / "model.safetensors").is_file()):
         old = _finished(out, asked, cells, missing, str(located(source).resolve()), skip_broken) | {"of": of}
         write_json(file, old)
