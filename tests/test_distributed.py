@@ -17,7 +17,7 @@ SCRIPT = ROOT / "tests" / "training_in_processes.py"
 HOW_MANY = pytest.mark.parametrize("world", [2, 3])
 
 
-def run(*command, timeout=300):
+def run(*command, timeout=1500):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
