@@ -2,7 +2,17 @@
 
 import sys
 
-from . import decoupling, experiments, folder_fine_tuning, incremental, losses, openworld, photograph_folders, training
+from . import (
+    decoupling,
+    experiments,
+    folder_fine_tuning,
+    incremental,
+    losses,
+    openworld,
+    photograph_folders,
+    photographs,
+    training,
+)
 
 BENCHMARKS = {
     "training": training.main,
@@ -11,8 +21,9 @@ BENCHMARKS = {
     "losses": losses.main,
     "openworld": openworld.main,
     "experiments": experiments.main,
-    "folder-fine-tuning": folder_fine_tuning.main,
+    "photographs": photographs.main,
     "photograph-folders": photograph_folders.main,
+    "folder-fine-tuning": folder_fine_tuning.main,
 }
 
 

@@ -212,9 +212,7 @@ def in_list(
     try:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # a path may be any bytes
     except OSError as error:
-        raise ValueError(
-            f"{file}: got no list of files ({error.strerror}); allowed: a file of lines 'path label'"
-        ) from error
+        raise ValueError(f"{file}: got {error.strerror}; allowed: a file with lines 'path label'") from error
     lines = []
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if line and not line.startswith("#"):
@@ -236,7 +234,7 @@ def listed(
     if root is None:
         absolute = all(map(os.path.isabs, paths))
         root = Path(os.path.commonpath([os.path.dirname(path) for path in paths])) if absolute else file.parent
-    paths = [os.path.relpath(path, root) if path.startswith(f"{root}{os.sep}") else path for path in paths]
+    paths = [path.removeprefix(f"{root}{os.sep}") for path in paths]
     first: dict[str, int] = {}
     for k, path in enumerate(paths):
         if labels[k] != labels[j := first.setdefault(path, k)]:
@@ -268,7 +266,7 @@ def _labels(file: Path, lines: list[Line], class_names: Sequence[str] | None) ->
         names = tuple(dict.fromkeys(class_names or sorted({label for _, _, label in lines})))
         place = {name: j for j, name in enumerate(names)}
         for number, _, label in lines:
-            odd = label not in place or re.fullmatch(r"[-+.0-9eE]+", label)
+            odd = label not in place or re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", label)
             require(not odd, f"{file}, line {number}", f"label {label!r}", "whole numbers from 0, or names of classes")
         return [place[label] for _, _, label in lines], names
     if not all(numbers):
