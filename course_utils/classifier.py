@@ -14,6 +14,7 @@ It is saved as one safetensors file: numbers and JSON, and no code that could ru
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone, EqualLength, backbone
+from .backbones import LITE0, Backbone, EqualLength, backbone
 from .decoupling import LearnableWeightScaling, NearestClassMean
 from .heads import CosineClassifier
 from .losses import effective_number_weights
@@ -152,6 +153,7 @@ class PhotoClassifier:
             "view": self.view.numbers(),
             "backbone": self.backbone,
             "feature_dim": self.model.feature_dim,
+            "feature_length": self.model.backbone[1].length,
             "head": _head_numbers(self.model.head),
         }
         write_tensors(path, self.model.state_dict(), about)
@@ -168,23 +170,28 @@ class PhotoClassifier:
         """
         about, tensors = read_tensors(path)
         require(about.get("format") == FORMAT, "path", f"{path} of format {about.get('format')!r}", repr(FORMAT))
-        name, width, names = about["backbone"], about["feature_dim"], tuple(about["class_names"])
-        known = own is None or (own.name, own.feature_dim) == (name, width)
-        require(
-            known, "own", own and f"{own.name!r} with {own.feature_dim} features", f"{name!r} with {width}, as {path}"
-        )
         try:
-            module = (backbone(name, None) if own is None else own).module
+            return cls._made(about, tensors, own)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not hold what {FORMAT} says ({type(error).__name__}: {error})") from error
         except ValueError as error:
-            raise ValueError(
-                f"{path} needs the backbone {name!r}: {error}; a module of your own goes in as own="
-            ) from None
-        network = nn.Sequential(module, EqualLength(torch.zeros(width)))
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _made(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], own: Backbone | None) -> PhotoClassifier:
+        name, width, names = about["backbone"], about["feature_dim"], tuple(about["class_names"])
+        if own is None:
+            require(
+                _is_known(name), "own", None, f"a Backbone like the one called {name!r} for which the file was made"
+            )
+        else:
+            seen, need = f"{own.name!r} with {own.feature_dim} features", f"{name!r} with {width}"
+            require((own.name, own.feature_dim) == (name, width), "own", seen, need)
+        network = nn.Sequential(
+            (own or backbone(name, None)).module, EqualLength(torch.zeros(width), about["feature_length"])
+        )
         model = ImageClassifier(network, width, len(names), _head_of(about["head"], width, len(names)))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{path} has weights of another network than {name!r} is here ({error})") from None
+        model.load_state_dict(tensors)
         return cls(model.eval(), names, View.of(about["view"]), name, about["method"], tuple(about["counts"]))
 
     def shift(self, prior: str | Mapping[str, float]) -> Tensor:
@@ -237,6 +244,27 @@ class PhotoClassifier:
         paths = tuple(photos.path(i) for i in range(len(photos)))
         return Answers(paths, self.class_names, (logits + shift).cpu(), METHODS[self.method].probabilities)
 
+    def export_onnx(self, path: str | Path, *, prior: str | Mapping[str, float] = "equal") -> None:
+        """One ONNX file for programs without Python: images uint8 (B, 3, S, S), as `view.plain()` cuts them, to logits.
+
+        The view's mean and std and the shift to `prior` are inside; class names and view are in its metadata.
+
+        Raises:
+            ValueError: onnx or onnxscript is not installed, or a prior as in `shift()`.
+        """
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(f"export_onnx() needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        whole = _FromPixels(self.model, self.view, self.shift(prior).to(device_of(self.model))).eval()
+        images = torch.zeros(2, 3, self.view.size, self.view.size, dtype=torch.uint8, device=device_of(self.model))
+        how: Any = {"dynamo": True, "dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}, "verbose": False}
+        how |= {"input_names": ["images"], "output_names": ["logits"]}
+        program: Any = torch.onnx.export(whole, (images,), **how)
+        notes = {"class_names": self.class_names, "view": self.view.numbers(), "format": FORMAT}
+        program.model.metadata_props.update({key: json.dumps(value) for key, value in notes.items()})
+        data = program.model_proto.SerializeToString()
+        write_atomically(path, lambda file: file.write(data))
+
     def _photos(self, what: Any, workers: int) -> Photos:
         if isinstance(what, Photos):
             return what.with_view(self.view)
@@ -249,6 +277,22 @@ class PhotoClassifier:
         require(paths, "what", f"no picture in {what}", "at least one picture that can be read here")
         packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         return Photos(packed, torch.zeros(len(paths), dtype=torch.int64), ("unknown",), self.view, workers)
+
+
+class _FromPixels(nn.Module):
+    """uint8 images to logits for the shares of the place."""
+
+    def __init__(self, model: ImageClassifier, view: View, shift: Tensor):
+        super().__init__()
+        self.model, self.view, self.shift = model, view, shift
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.view.to_float(images)) + self.shift
+
+
+def _is_known(name: str) -> bool:
+    """Whether `backbone()` can make it."""
+    return name == LITE0 or name.startswith(("torchvision/", "timm/"))
 
 
 # ---- heads, as plain values ------------------------------------------------------------------------------------------

@@ -50,10 +50,9 @@ def tiny(width=6):
     return Backbone(nn.Sequential(*layers).eval(), width, SMALL, "tiny")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write_pictures(root):
     """Noisy squares of three colours: 8, 4 and 2 pictures for training, 4 each for validation."""
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    random = np.random.default_rng(0)
     for split, counts in (("train", (8, 4, 2)), ("validation", (4, 4, 4))):
         for count, (name, colour) in zip(counts, COLOURS.items(), strict=True):
             (root / split / name).mkdir(parents=True)
@@ -61,6 +60,11 @@ def folder(tmp_path_factory):
                 noise = random.normal(colour, 60, (20, 20, 3)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(noise).save(root / split / name / f"{k}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
