@@ -438,7 +438,10 @@ TABLES = {
             ),
             "rows": (
                 two_cell,
-                [{"pair": ["medicine, anatomy", "zoology, botany"], "method": TWO_METHODS, "seed": range(5)}],
+                [
+                    {"pair": ["medicine, anatomy"], "method": TWO_METHODS, "seed": range(5)},
+                    {"pair": ["zoology, botany"], "method": TWO_METHODS, "seed": range(3)},
+                ],
             ),
         },
         text=two_text,
