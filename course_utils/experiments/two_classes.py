@@ -29,13 +29,13 @@ PUBLISHED = {
 IN_THE_PAPER = {"cross-entropy": "ERM", "class-balanced sampling": "RS", "re-weighting": "RW", "LDAM + DRW": "LDAM-DRW"}
 PAIRS = {  # {frequent, rare class: (training texts of the frequent one, validation and test texts of each)}
     "medicine, anatomy": (900, 100, 300),
-    "zoology, botany": (2000, 100, 500),
+    "zoology, botany": (1000, 100, 500),
     "positive, negative": (11500, 1000, 12500),
 }
 RARER = 10
 TWO_METHODS = (*PUBLISHED, "balanced data")
-TRAINING = {"network": "BiLSTM, two layers", "epochs": 10, "batch_size": 64, "lr": 0.01, "defer_at": 0.7}
-RATES = (0.005, 0.01, 0.02)
+TRAINING = {"network": "BiLSTM, two layers", "epochs": 10, "batch_size": 64, "lr": 0.002, "defer_at": 0.7}
+RATES = (0.001, 0.002, 0.005, 0.01)
 
 
 @lru_cache(maxsize=2)
