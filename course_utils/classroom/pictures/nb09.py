@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -19,7 +20,8 @@ SHOWN = 8
 def group_legend(axes: Axes, **options) -> None:
     """`figures.group_legend()` that counts texts."""
     figures.group_legend(axes, **options)
-    for text in axes.get_legend().get_texts():
+    legend: Any = axes.get_legend()
+    for text in legend.get_texts():
         text.set_text(text.get_text().replace("images", "texts"))
 
 
