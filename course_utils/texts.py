@@ -29,6 +29,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .checks import floats
 from .data import Labeled
 from .files import roots_for
 from .networks import ImageClassifier
@@ -168,6 +169,9 @@ def pooled(x: Tensor, there: Tensor, kind: str) -> Tensor:
     there: bool (B, T), where a word is. Without it the zeros behind a short text would take part.
     """
     require(kind in ("mean", "max"), "kind", repr(kind), "mean, max")
+    (x,) = floats(x=x)
+    fits = x.ndim == 3 and x.shape[:2] == there.shape
+    require(fits, "x", f"shape {tuple(x.shape)}", f"(B, T, D) with (B, T) = {tuple(there.shape)}")
     if kind == "max":
         return x.masked_fill(~there[..., None], -torch.inf).amax(1)
     # sum_t there_t x_t / sum_t there_t

@@ -214,11 +214,14 @@ def datasheet() -> None:
         f"field: {max(tail):,} to {min(tail)}. Words of a text: {one_in_ten[1]} in the middle, {one_in_ten[0]} to "
         f"{one_in_ten[2]} for eight of ten, {lengths[-1]} at most.\n{named:.0%} of the texts hold the first five "
         "letters of their own field's name.",
-        "| field | " + " | ".join(SPLITS) + " |\n|---|---|---|---|\n"
+        "| field | "
+        + " | ".join(SPLITS)
+        + " |\n|---|---|---|---|\n"
         + "\n".join(f"| {field} | {' | '.join(f'{counts[field, name]:,}' for name in SPLITS)} |" for field in fields),
         "What became of the paragraphs:\n\n| | |\n|---|---|\n"
-        + "\n".join(f"| {reason} | {n:,} |" for reason, n in out.items()) + f"\n| **stay** | **{len(rows):,}** |",
-    ]  # fmt: skip
+        + "\n".join(f"| {reason} | {n:,} |" for reason, n in out.items())
+        + f"\n| **stay** | **{len(rows):,}** |",
+    ]
     start, end = "<!-- generated -->", "<!-- end generated -->"
     page = (HERE / "WEBSTER.md").read_text(encoding="utf-8")
     before, after = page.split(start)[0], page.split(end)[1]

@@ -16,6 +16,7 @@ from course_utils.experiments.studies import AUGMENTATIONS, STUDIES, load_splits
 from course_utils.experiments.tables import TABLES
 from course_utils.methods import METHODS
 from course_utils.networks import NETWORKS
+from course_utils.texts import TEXT_NETWORKS
 
 FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
 
@@ -26,7 +27,11 @@ FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
 def test_every_experiment_names_what_there_is():
     assert {"letters", "fashion", "cifar10-lt", "cifar100-lt", "cifar10-lt-short", "folder"} <= STUDIES.keys()
     for study in STUDIES.values():
-        assert set(study.methods) <= METHODS.keys() and study.network in NETWORKS and study.augment in AUGMENTATIONS
+        assert (
+            set(study.methods) <= METHODS.keys()
+            and study.network in NETWORKS | TEXT_NETWORKS
+            and study.augment in AUGMENTATIONS
+        )
         assert json.loads(json.dumps(study.settings())) == study.settings()
     letters = STUDIES["letters"]
     assert set(letters.methods) == set(METHODS) and len(letters.seeds) >= 5

@@ -7,6 +7,7 @@ import io
 import sys
 import warnings
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from course_utils import texts
 from course_utils.data import hold_out, long_tailed
-from course_utils.methods import METHODS, train_methods
+from course_utils.experiments import two_classes
+from course_utils.experiments.command import main
+from course_utils.experiments.reports import write_report
+from course_utils.experiments.runs import run_study
+from course_utils.experiments.studies import STUDIES, load_splits, run_cell
+from course_utils.experiments.two_classes import two_cell
+from course_utils.methods import METHODS, train_method, train_methods
 from course_utils.texts import (
     PADDING,
     UNKNOWN,
@@ -37,7 +44,7 @@ from course_utils.training import fit, predict
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 sys.path.insert(0, str(DATA))
-import build_webster  # noqa: E402
+build_webster = pytest.importorskip("build_webster")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -511,3 +518,78 @@ def test_imdb_as_it_is_unpacked(tmp_path):
     assert train.text(0) == "a pos film indeed" and test.text(11) == "a neg film indeed"
     with pytest.raises(ValueError, match="split: got 'validation' of imdb; allowed: train, test"):
         load_texts("imdb", "validation", root=tmp_path)
+
+
+# ---- studies of texts ------------------------------------------------------------------------------------------------
+
+
+def test_the_study_keeps_a_share_of_the_tail_and_its_words():
+    settings = STUDIES["webster"].settings()
+    train, validation, test, note = load_splits(settings, 3)
+    whole = load_texts("webster", "train").counts.tolist()
+    assert train.counts.tolist() == [max(1, round(n * settings["max_count"] / whole[0])) for n in whole]
+    assert train.vocabulary == validation.vocabulary == test.vocabulary and note == "webster"
+    assert (torch.bincount(train.tokens.flatten().long())[2:] >= 2).all()
+    assert "optimizer" in settings and "optimizer" not in STUDIES["letters"].settings()
+
+
+def test_a_cell_of_texts(tmp_path):
+    methods = ("cross-entropy", "tau-normalization")
+    study = replace(STUDIES["webster-bag"], epochs=1, max_count=90, methods=methods, seeds=(0,))
+    (cell,) = run_study("webster-bag", study, tmp_path / "out", jobs=1)
+    assert len(cell["data"]["counts"]) == 45 and max(cell["data"]["counts"]) == 90
+    assert cell["settings"]["images"]["train"].startswith("22470 tokens of 24, 45 classes, ")
+    report = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "training texts of 45 classes" in report and "image" not in report.replace("backbone images", "")
+    with pytest.raises(ValueError, match="network: got 'SmallCNN'; allowed: bag of words, BiLSTM"):
+        run_cell(study.settings() | {"network": "SmallCNN"}, "cross-entropy", ["cross-entropy"], 0)
+    with pytest.raises(ValueError, match="optimizer: got 'adam'; allowed: SGD, Adam"):
+        run_cell(study.settings() | {"optimizer": "adam"}, "cross-entropy", ["cross-entropy"], 0)
+
+
+def test_two_classes_one_of_them_rare(monkeypatch):
+    seen = []
+
+    def look(method, train, **options):
+        seen.append((method, train))
+        return train_method(method, train, **options)
+
+    monkeypatch.setattr(two_classes, "train_method", look)
+    monkeypatch.setitem(two_classes.TRAINING, "epochs", 1)
+    monkeypatch.setitem(two_classes.TRAINING, "network", "bag of words")
+    cells = {method: two_cell("medicine, anatomy", method, 0) for method in ("re-weighting", "balanced data")}
+    assert [(method, train.counts.tolist()) for method, train in seen] == [
+        ("re-weighting", [900, 90]),
+        ("cross-entropy", [495, 495]),
+    ]
+    for cell in cells.values():
+        assert cell["mean"] == pytest.approx((cell["frequent"] + cell["rare"]) / 2) and 0 <= cell["validation"] <= 1
+    assert cells == {method: two_cell("medicine, anatomy", method, 0) for method in cells}
+
+
+def test_the_table_of_two_classes_is_laid_out_as_the_paper_has_it():
+    rows = [
+        {
+            "pair": "a, b",
+            "method": m,
+            "seed": s,
+            "frequent": 0.01 + s / 100,
+            "rare": r,
+            "mean": (0.01 + s / 100 + r) / 2,
+        }
+        for m, r in (("LDAM + DRW", 0.3), ("cross-entropy", 0.5))
+        for s in range(3)
+    ]
+    text = two_classes.two_text({"study": "webster-two", "torch": "2", "rows": rows, "choices": []})
+    lines = [line for line in text.splitlines() if line.startswith(("cross-entropy", "LDAM + DRW"))]
+    assert lines[0].split() == "cross-entropy 2.0 ± 1.0 50.0 ± 0.0 26.0 ± 0.5".split()
+    assert lines[1].startswith("LDAM + DRW") and lines[1].endswith("-10.0 [-10.0, -10.0]")
+    assert lines[2].split() == "cross-entropy 2.86 70.78 36.82 ERM".split()  # Cao et al. 2019, table 1
+    assert lines[3].split() == "LDAM + DRW 4.91 30.77 17.84 LDAM-DRW".split()
+
+
+def test_reviews_that_are_not_there_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    assert main(["experiments", "run", "imdb", "--out", str(tmp_path / "out"), "--jobs", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: aclImdb/ is not in ") and said.count("\n") == 1

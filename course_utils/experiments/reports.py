@@ -145,7 +145,13 @@ def report_text(
         "![Accuracy by group of every method](accuracy.png)",
         "![Paired differences from the baseline](differences.png)",
     ]
-    return "\n\n".join(parts) + "\n"
+    return _in_words_of(settings, "\n\n".join(parts) + "\n")
+
+
+def _in_words_of(settings: Mapping[str, Any], report: str) -> str:
+    """A report of texts does not speak of images."""
+    of_texts = any(" tokens of " in line for line in settings.get("images", {}).values())
+    return report.replace("images", "texts").replace("Images", "Texts") if of_texts else report
 
 
 def _network_text(settings: Mapping[str, Any]) -> str:
@@ -171,7 +177,7 @@ def table_report(table: Mapping[str, Any], missing: Sequence[str]) -> str:
     text = f"```text\n{TABLES[table['study']].text(table)}\n```"
     images = f"Fingerprint of the images: {fingerprint(table['settings'])}."
     parts = [f"# Experiment: {table['study']}", f"{table['what']}.", *_incomplete(missing), images, text]
-    return "\n\n".join(parts) + "\n"
+    return _in_words_of(table["settings"], "\n\n".join(parts) + "\n")
 
 
 def _accuracies(seeds: Mapping[int, Mapping]) -> str:

@@ -34,7 +34,7 @@ from ..sampling import ClassBalancedSampler, DeferredResampler
 from ..training import fit, predict, step_schedule
 from .cells import combinations, plain
 from .studies import Study, check_data, made_with, repeatable
-from .two_classes import RATES, TRAINING, TWO_METHODS, two_cell, two_choice, two_text
+from .two_classes import RATES, TRAINING, TWO_METHODS, TWO_RATES, two_cell, two_choice, two_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,11 +434,19 @@ TABLES = {
         parts={
             "choices": (
                 two_choice,
-                [{"pair": ["medicine, anatomy"], "method": ["cross-entropy", "LDAM + DRW"], "lr": RATES, "seed": [0]}],
+                [{"pair": TWO_RATES, "method": ["cross-entropy", "LDAM + DRW"], "lr": RATES, "seed": [0]}],
             ),
             "rows": (
                 two_cell,
-                [{"pair": ["medicine, anatomy", "zoology, botany"], "method": TWO_METHODS, "seed": range(5)}],
+                [
+                    {
+                        "pair": [pair],
+                        "method": TWO_METHODS,
+                        "lr": [lr],
+                        "seed": range(5 if pair.startswith("med") else 3),
+                    }
+                    for pair, lr in TWO_RATES.items()
+                ],
             ),
         },
         text=two_text,

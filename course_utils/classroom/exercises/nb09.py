@@ -35,20 +35,20 @@ def _verify_mean(answer):
 # ---- 9.2: words read backwards -------------------------------------------------------------------------------------
 
 
-def words_backwards(tokens):
-    turned = tokens.clone()
-    for row, text in enumerate(tokens):
-        length = int((text != 0).sum())
-        turned[row, :length] = text[:length].flip(0)
-    return turned
+def words_backwards(x, length):
+    place = torch.arange(x.shape[1], device=x.device)
+    turned = length[:, None] - 1 - place
+    turned = torch.where(turned >= 0, turned, place)
+    return x[torch.arange(len(x), device=x.device)[:, None], turned]
 
 
 def _verify_backwards(answer):
     for lengths, width in (((3, 1, 5), 6), ((4, 4), 4), ((1, 2), 9)):
         tokens = _some_tokens(lengths, width, seed=10 + width)
-        want = tokens.gather(1, backward_places(tokens))
-        got = answer(tokens.clone())
-        expect_close(got, want, f"numbers of texts of {lengths} words in rows of {width}")
+        x = torch.randn(len(lengths), width, 2, generator=torch.Generator().manual_seed(3))
+        want = x.gather(1, backward_places(tokens)[..., None].expand_as(x))
+        got = answer(x.clone(), torch.tensor(lengths))
+        expect_close(got, want, f"vectors of texts of {lengths} words in rows of {width}")
 
 
 # ---- 9.3: a training with word dropout and late weights ------------------------------------------------------------
@@ -168,16 +168,17 @@ EXERCISES = {
         ),
     ),
     "9.2": Exercise(
-        goal="each text's words in reverse order, padding still at the end.",
+        goal="the words of each text in reverse order, what is behind them in place.",
         verify=_verify_backwards,
         solution=words_backwards,
         mutants=(
-            lambda t: t.flip(1),  # padding comes first
-            lambda t: t,
-            lambda t: t.sort(dim=1, descending=True).values,  # padding is last, but words are sorted
-            lambda t: torch.cat([t[:, :1], t[:, 1:].gather(1, backward_places(t[:, 1:]))], 1),  # the first word stays
-            lambda t: t[:, : int((t != 0).sum(1).max())].flip(1),  # the longest decides, and the row is cut
-            lambda t: t.flip(0),  # the texts, not the words
+            lambda x, n: x.flip(1),  # padding comes first
+            lambda x, n: x,
+            lambda x, n: x.flip(0),  # the texts, not the words
+            lambda x, n: words_backwards(x, n.clamp(max=int(n.min()))),  # the shortest decides
+            lambda x, n: words_backwards(x, torch.full_like(n, int(n.max()))),  # the longest decides
+            lambda x, n: torch.cat([x[:, :1], words_backwards(x[:, 1:], n - 1)], 1),  # the first word stays
+            lambda x, n: x.gather(1, (n[:, None] - 1 - torch.arange(x.shape[1])).clamp(min=0)[..., None].expand_as(x)),
         ),
     ),
     "9.3": Exercise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -16,12 +17,20 @@ from ..figures import GREY, Counts, Names, Numbers, group_of, picture, point_sty
 SHOWN = 8
 
 
+def group_legend(axes: Axes, **options) -> None:
+    """`figures.group_legend()` that counts texts."""
+    figures.group_legend(axes, **options)
+    legend: Any = axes.get_legend()
+    for text in legend.get_texts():
+        text.set_text(text.get_text().replace("images", "texts"))
+
+
 def field_bars(axes: Axes, counts: Counts, names: Names) -> None:
     """Training texts of each field on a logarithmic axis, in group colours."""
     figures.class_bars(axes, list(counts), names, counts)
     axes.set(yscale="log", ylim=(0.7, 2 * max(counts)), ylabel="training texts")
     axes.tick_params(axis="x", labelrotation=90, labelsize=9)
-    figures.group_legend(axes, bars=True, loc="upper right")
+    group_legend(axes, bars=True, loc="upper right")
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
@@ -62,7 +71,7 @@ def shares_picture(
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_color(GREY)
     title = axes.set_title("\n\n", fontsize=11, loc="left")
-    figures.group_legend(axes, bars=True, loc="lower right")
+    group_legend(axes, bars=True, loc="lower right")
 
     def update(definition: str, network: str, prior_of_training: str) -> str:
         z = logits(network, definitions[definition])
