@@ -2,7 +2,17 @@
 
 import sys
 
-from . import decoupling, experiments, incremental, losses, openworld, photographs, training
+from . import (
+    decoupling,
+    experiments,
+    folder_fine_tuning,
+    incremental,
+    losses,
+    openworld,
+    photograph_folders,
+    photographs,
+    training,
+)
 
 BENCHMARKS = {
     "training": training.main,
@@ -12,6 +22,8 @@ BENCHMARKS = {
     "openworld": openworld.main,
     "experiments": experiments.main,
     "photographs": photographs.main,
+    "photograph-folders": photograph_folders.main,
+    "folder-fine-tuning": folder_fine_tuning.main,
 }
 
 

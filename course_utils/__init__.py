@@ -14,6 +14,7 @@ Import a name from the file that defines it: `from course_utils.losses import LD
     incremental           classes that arrive in phases: exemplars, herding, run_incremental()
     openworld             OLTR: memory, attention, centroid loss; known against unknown
     methods               METHODS: every method for one long-tailed training set, in stages, under one budget
+    texts                 LabeledTexts, load_texts(), BiLSTM and a bag of words: the same methods read texts
     photos                Photos that stay on disk: folders and lists of files, View, batches while training runs
     backbones             pretrained networks, features computed once, every method as a head, fine-tuning
     classifier            PhotoClassifier: one file that names the class of a picture, where it works
@@ -25,13 +26,14 @@ and behind them the machinery:
     picture_files         which pictures a folder or a list names, and how one becomes upright RGB
     checks                in which form numbers come in: integers, half precision, one number for each class
     runtime               start(): device, precision, seed, threads; files written whole
+    distributed           several processes or GPUs train one network, with the numbers of one
     checkpoints           a training goes on where it stopped, and no other one from its file
     experiments/          grids, studies, reports, the command line, clusters
     classroom/            figures, sliders, exercises and their checks, running notebooks
 
-A file imports only from files further down this order: runtime, checkpoints, checks, metrics, picture_files, files,
-data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, backbones and classifier.
-Nothing above imports from the two folders, and classroom not from experiments.
+A file imports only from files further down this order: runtime, distributed, checkpoints, checks, metrics,
+picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, texts,
+backbones and classifier. Nothing above imports from the two folders, and classroom not from experiments.
 """
 
 __version__ = "0.1.0"

@@ -23,6 +23,7 @@ import torch
 from packaging.version import Version
 from torch import nn
 
+from .distributed import from_first, process, refuse_differences, weights_of
 from .runtime import digest, located, require, tensor_digest, write_atomically
 
 
@@ -30,7 +31,7 @@ def save_checkpoint(
     path: str | Path | None, model: nn.Module, optimizer, loss: Any, settings: dict, history: list, start: dict
 ) -> None:
     """Write what `load_checkpoint()` goes on from, which gave `start`; `path` None: nothing."""
-    if path is not None:
+    if path is not None and process()[0] == 0:
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "start": start}
         state["loss"] = loss.state_dict() if isinstance(loss, nn.Module) else {}
         buffer = io.BytesIO()  # torch.save() into a file tells a full disk from other errors by no message
@@ -49,15 +50,18 @@ def load_checkpoint(
     Raises:
         ValueError: the file is no checkpoint or a damaged one, or one of another network, of other settings, or of
             another start: the model has neither the weights that the training began with nor those that were saved.
+            With several processes, which go on from the file of the first one: settings or weights that are not equal.
     """
+    refuse_differences(lambda: settings | weights_of(model))
     if path is None:
         return [], {}
-    path, mine = located(path), model.state_dict()
-    start = {k: tensor_digest(v) for k, v in mine.items() if isinstance(v, torch.Tensor)}
-    if not path.exists():
+    path, mine, start = located(path), model.state_dict(), weights_of(model)
+    with _naming(path):
+        raw = from_first(lambda: path.read_bytes() if path.exists() else None)
+    if raw is None:
         return [], start
     with _naming(path):  # on the CPU: load_state_dict() knows what belongs elsewhere
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         weights, history = state["model"], state["history"]
         shapes = [{k: getattr(v, "shape", None) for k, v in one.items()} for one in (weights, mine)]
         pairs = {k: (state["settings"].get(k), settings.get(k)) for k in state["settings"] | settings}

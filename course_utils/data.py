@@ -37,6 +37,7 @@ class Labeled:
     """
 
     KIND: ClassVar[str]
+    in_memory: ClassVar[bool] = True  # False where a stream opens files
     reading_batch: ClassVar[int] = 512  # how many are read at once where no gradients are needed
 
     if TYPE_CHECKING:  # fields of each child

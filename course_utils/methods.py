@@ -68,6 +68,7 @@ class Setting:
         train: every class at least once. validation: for choices; methods that choose nothing do without.
         network: function (number of classes) -> an `ImageClassifier`, such as `SmallCNN`. `seed` draws the weights.
         epochs, batch_size, lr, momentum, weight_decay, augment, schedule, precision, progress: as in `training.fit()`.
+        optimizer: as in `fit()`, such as `torch.optim.Adam`; momentum is for SGD, the default, alone.
         defer_at: when deferred re-weighting starts, as a share of training. Give the schedule the same moment.
         seed: of the first weights, the order and the augmentation.
         checkpoint: beginning of the names of the files that a training keeps while it runs, or None.
@@ -80,6 +81,7 @@ class Setting:
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.9
+    optimizer: Callable | None = None
     weight_decay: float = 5e-4
     augment: Any = "usual"
     schedule: Callable[[int, int], float] = cosine_schedule
@@ -113,7 +115,8 @@ class Setting:
         """For `training.fit()`; stage: 1, 2 ...: each has a checkpoint of its own."""
         names = "batch_size", "lr", "momentum", "weight_decay", "augment", "schedule", "precision", "seed", "progress"
         checkpoint = None if self.checkpoint is None else f"{self.checkpoint}.{stage}.pt"
-        return {name: getattr(self, name) for name in names} | {"checkpoint": checkpoint}
+        own = {} if self.optimizer is None else {"optimizer": self.optimizer, "momentum": None}
+        return {name: getattr(self, name) for name in names} | own | {"checkpoint": checkpoint}
 
 
 # ---- methods that train the network ----------------------------------------------------------------------------------

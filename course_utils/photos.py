@@ -168,8 +168,8 @@ class Photos(Labeled):
     """
 
     KIND: ClassVar[str] = "paths"
+    in_memory: ClassVar[bool] = False
     reading_batch: ClassVar[int] = 64
-
     paths: np.ndarray
     labels: Tensor
     class_names: tuple[str, ...]

@@ -74,6 +74,19 @@ def choose_device(device: str | None = None) -> tuple[torch.device, torch.dtype]
     return torch.device(device), torch.bfloat16 if half else torch.float32
 
 
+def device_of_process(number: int) -> torch.device:
+    """For process `number` of several on this machine, from 0: GPU `number`, or the CPU; an Apple GPU cannot be shared.
+
+    Raises:
+        ValueError: there are fewer GPUs here than processes.
+    """
+    if choose_device()[0].type != "cuda":
+        return torch.device("cpu")
+    here = torch.cuda.device_count()
+    require(number < here, "processes", f"one for GPU {number}", f"at most {here} on this machine, one for each GPU")
+    return torch.device("cuda", number)
+
+
 def start(notebook: str | None = None, *, seed: int = 0, device: str | None = None, profile: str | None = None) -> Run:
     """Choose the device, seed Python, NumPy and torch, set the threads, and print one line that says so.
 

@@ -22,6 +22,7 @@ from torch.utils.data import Sampler
 
 from .checkpoints import load_checkpoint, name_of, save_checkpoint, tell, training_settings
 from .data import Labeled, LabeledImages
+from .distributed import SharedLoss, process, refuse_differences, share_of, weights_of
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, progress_bar, require
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
@@ -72,6 +73,7 @@ class Batches:
         sampler: which images an epoch shows, in which order; by default all, in their order.
         augment: as `fit()` has it; none by default.
         generator: CPU generator for `augment`.
+        shared: with several processes, inputs of this one's share alone, beside labels and places of whole batches.
     """
 
     def __init__(
@@ -82,9 +84,10 @@ class Batches:
         sampler: Sampler | None = None,
         augment: Any = None,
         generator: torch.Generator | None = None,
+        shared: bool = False,
     ):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
+        self.dataset, self.batch_size, self.sampler, self.shared = dataset, batch_size, sampler, shared
         self.augment = augment if augment != "usual" else self._usual()
         self.generator = generator or torch.Generator()
 
@@ -100,14 +103,19 @@ class Batches:
 
     def with_indices(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(inputs, labels, their places in the dataset), for what is stored beside the images."""
-        data = self.dataset
+        data: Any = self.dataset
         if self.sampler is None:
             order = torch.arange(len(data))
         else:  # the samplers of this course give the whole epoch at once; any other one is asked index by index
             whole = getattr(self.sampler, "indices", None)
             order = whole() if callable(whole) else torch.tensor(list(self.sampler))
         parts = order.to(data.device).split(self.batch_size)
-        inputs = data.stream(parts, self.augment, self.generator)
+        cut = share_of if self.shared else (lambda rows: rows)
+        if data.in_memory:  # cut after augmentation, whose random numbers are then those of one process
+            inputs = map(cut, data.stream(parts, self.augment, self.generator))
+        else:  # files of the others are not opened
+            at = map(cut, torch.arange(len(order)).split(self.batch_size))
+            inputs = data.stream(map(cut, parts), self.augment, self.generator, at)
         for part, batch in zip(parts, inputs, strict=True):
             yield to_float(batch) if batch.dtype == torch.uint8 else batch, data.labels[part], part
 
@@ -237,7 +245,7 @@ def fit(
             moved to the device of the model. If it has `set_epoch`, that is called with the 0-based epoch first, so a
             loss may change over time.
         objective: instead of `loss`, for methods that need more than logits: function (model, float images, labels,
-            indices into train) -> scalar.
+            indices into train) -> scalar; with several processes a mean over images.
         sampler: instance-balanced by default.
         augment: function (uint8 images, generator) -> uint8 images, None, or "usual": what these data usually get,
             `random_shift` for images in memory, a random part for photographs, nothing for features.
@@ -262,26 +270,25 @@ def fit(
     _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler, augment)
     device = device_of(model)
     sampler = InstanceBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
-    batches = Batches(train, batch_size, sampler=sampler, augment=augment)
+    batches = Batches(train, batch_size, sampler=sampler, augment=augment, shared=True)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss or nn.CrossEntropyLoss()
     updates = _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups)
     parts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
     parts |= {"sampler": sampler, "loss": objective or loss, "augment": batches.augment, "schedule": schedule}
-    settings = {} if checkpoint is None else training_settings(model, train, updates, groups, parts)
+    rank, world = process()
+    settings = {} if checkpoint is None and world == 1 else training_settings(model, train, updates, groups, parts)
     history, start = load_checkpoint(checkpoint, model, updates, loss, settings)
-
-    objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
-    bar = progress_bar(epochs, "epoch", done=len(history), delay=2, show=progress)
+    step = SharedLoss(model, loss, objective)
+    bar = progress_bar(epochs, "epoch", done=len(history), delay=2, show=progress and rank == 0)
     with bar, keeping_modes(model), keeping_random_state(device) as seed_torch, _repeatable():
         for epoch in range(len(history), epochs):
             started, rate = time.perf_counter(), lr * schedule(epoch, epochs)
             set_rate(updates, rate)
-            tell(epoch, sampler, loss, objective)
-            seed_torch(seed * 1_000_003 + epoch)
+            tell(epoch, sampler, loss, objective, step)
+            seed_torch(seed * 1_000_003 + epoch + (rank << 40))
             batches.generator.manual_seed(seed * 1_000_003 + epoch)
-            mean_loss = _one_epoch(model, batches, objective, updates, precision)
-            if not math.isfinite(mean_loss):
-                raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
+            mean_loss = _one_epoch(model, batches, step, updates, precision)
+            _refuse_infinite(mean_loss, epoch, lr)
             row = {"epoch": epoch, "lr": rate, "loss": mean_loss, "seconds": time.perf_counter() - started}
             history.append(row | {k: float(v) for k, v in (evaluate(model) if evaluate else {}).items()})
             save_checkpoint(checkpoint, model, updates, loss, settings, history, start)
@@ -363,18 +370,24 @@ def _in_training_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _one_epoch(model: nn.Module, batches: Batches, objective: Objective, optimizer, precision: torch.dtype) -> float:
+def _one_epoch(model: nn.Module, batches: Batches, step: Callable, optimizer, precision: torch.dtype) -> float:
     _in_training_mode(model)
     total, seen = torch.zeros((), device=batches.dataset.labels.device), 0
     for images, labels, indices in batches.with_indices():
         with _autocast(images.device, precision):
-            value = objective(model, images, labels, indices)
+            value = step(images, labels, indices)
         model.zero_grad()
         value.backward()
         optimizer.step()
         total += value.detach() * len(labels)  # stays on the device: reading it here would stop a GPU at every batch
         seen += len(labels)
+    refuse_differences(lambda: weights_of(model))  # of several processes
     return total.item() / seen
+
+
+def _refuse_infinite(mean_loss: float, epoch: int, lr: float) -> None:
+    if not math.isfinite(mean_loss):
+        raise FloatingPointError(f"the loss is {mean_loss} in epoch {epoch}: lr={lr} may be too large")
 
 
 @contextlib.contextmanager

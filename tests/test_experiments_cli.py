@@ -16,6 +16,7 @@ from course_utils.experiments.studies import AUGMENTATIONS, STUDIES, load_splits
 from course_utils.experiments.tables import TABLES
 from course_utils.methods import METHODS
 from course_utils.networks import NETWORKS
+from course_utils.texts import TEXT_NETWORKS
 
 FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
 
@@ -26,7 +27,11 @@ FOLDER_COUNTS = (3, 5, 9, 20, 45, 101, 200, 400)
 def test_every_experiment_names_what_there_is():
     assert {"letters", "fashion", "cifar10-lt", "cifar100-lt", "cifar10-lt-short", "folder"} <= STUDIES.keys()
     for study in STUDIES.values():
-        assert set(study.methods) <= METHODS.keys() and study.network in NETWORKS and study.augment in AUGMENTATIONS
+        assert (
+            set(study.methods) <= METHODS.keys()
+            and study.network in NETWORKS | TEXT_NETWORKS
+            and study.augment in AUGMENTATIONS
+        )
         assert json.loads(json.dumps(study.settings())) == study.settings()
     letters = STUDIES["letters"]
     assert set(letters.methods) == set(METHODS) and len(letters.seeds) >= 5
@@ -36,7 +41,7 @@ def test_every_experiment_names_what_there_is():
 def test_the_published_protocol(name):
     """Cao et al. 2019 and their released code."""
     study = STUDIES[name]
-    options = studies._options(study.settings(), torch.float32)
+    options = studies.run_options(study.settings(), torch.float32)
     rates = [study.lr * options["schedule"](epoch, study.epochs) for epoch in range(200)]
     assert rates[:6] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
     assert [rates[e] for e in (159, 160, 179, 180, 199)] == pytest.approx([0.1, 1e-3, 1e-3, 1e-5, 1e-5])

@@ -95,6 +95,7 @@ from course_utils.sampling import (
     SquareRootSampler,
     class_probabilities,
 )
+from course_utils.texts import pooled
 from course_utils.training import random_flip, random_shift, to_float
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -499,9 +500,21 @@ CASES = {
         fixed="",
         images="pixel N 1 4 4",
     ),
+    # texts
+    "texts.pooled": Case(
+        lambda c, x: pooled(x, torch.tensor([[True, True, False]]).repeat(len(x), 1).to(x.device), "mean"),
+        "N 4",
+        order="N",
+        fixed="3",
+        x="real N 3 4",
+    ),
 }
 
 NOT_HERE = {
+    "texts.LabeledTexts": "word numbers: in test_texts.py",
+    "texts.TextClassifier": "word numbers: in test_texts.py",
+    "texts.backward_places": "word numbers: in test_texts.py",
+    "texts.word_dropout": "word numbers: in test_texts.py",
     "data.LabeledFeatures.__init__": "any width is right; the rest is in test_labeled.py",
     "data.Labeled.stream": "called by Batches with places that it counted",
     "photos.Photos": "of files; test_photos.py",

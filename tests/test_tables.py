@@ -188,7 +188,7 @@ def test_a_cell_that_is_run_again_gives_the_stored_numbers():
 # ---- `python -m course_utils experiments run NAME` -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "imdb"])  # whose reviews do not ship
 def test_a_table_is_complete_and_its_report_is_that_of_its_cells(name):
     asked, cells, missing = read_study(RESULTS / name)
     assert (asked["study"], asked["what"], missing) == (name, TABLES[name].what, [])

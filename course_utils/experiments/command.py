@@ -6,6 +6,7 @@ And `python -m course_utils predict MODEL FOLDER`: what a saved model says about
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..methods import METHODS
 from ..runtime import located, require, say
-from .studies import CHOICES, STUDIES, Study, has_validation
+from .studies import CHOICES, STUDIES, WITH_VALIDATION, Study, has_validation
 from .tables import TABLES, Table
 
 RUNS = Path("runs")
@@ -27,7 +28,7 @@ examples:
   python -m course_utils experiments report letters
 """
 KINDS = {"int": int, "float": float}
-METAVARS = {"seeds": "N|A,B,...", "methods": "A,B,..."}
+METAVARS = {"seeds": "N|A,B,...", "methods": "A,B,...", "features": "NAME", "shares": "FILE.json"}
 WORDS = {
     "seeds": "how many seeds, or which ones",
     "methods": "some of the experiment's methods",
@@ -35,6 +36,9 @@ WORDS = {
     "max_count": "images of the largest class",
     "ratio": "largest class divided by smallest",
     "validation": "images of each class set aside for choices, where the data have no such split",
+    "features": "of a folder: a pretrained backbone such as efficientnet-lite0 whose features stay, or none; by "
+    "default efficientnet-lite0 where it is installed and the pictures are larger than 64 pixels",
+    "shares": "{class: share} of the place where the model will work, for photographs",
 }
 
 
@@ -43,12 +47,20 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
     if isinstance(study, Table):
         return {field.name: "this experiment is always the same" for field in fields(Study)}
     idle = {}
+    if study.features == "none":
+        idle["shares"] = "it is for photographs with --features"
+    else:
+        idle |= dict.fromkeys(("network", "augment", "size"), "the pretrained features stay as they are")
+    if folder is None:
+        idle["features"] = "only a folder's pictures have them"
     if study.profile == "as it is":
         idle |= dict.fromkeys(("max_count", "ratio"), "the images are taken as they are; --profile cuts a tail")
         idle["validation"] = "a fifth of each class is set aside"
     if study.profile == "english":
         idle["ratio"] = "English text decides the tail"
-    if has_validation(folder) if folder else study.data in ("letters", "digits"):
+    if study.profile == "in proportion":
+        idle["ratio"] = "the data decide the tail"
+    if has_validation(folder) if folder else study.data in WITH_VALIDATION:
         idle["validation"] = "the data have validation images"
     if study.schedule == "cosine":
         idle |= dict.fromkeys(("factor", "warmup"), "they belong to the schedule step")
@@ -82,7 +94,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=located, help="where the results go; by default runs/NAME")
     for field in fields(Study):
         if field.name not in ("what", "data"):
-            kind = {"seeds": seeds, "methods": methods}.get(field.name) or KINDS.get(field.type.split()[0], str)
+            kind = {"seeds": seeds, "methods": methods, "shares": shares}.get(field.name) or KINDS.get(
+                field.type.split()[0], str
+            )
             options: dict[str, Any] = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
             about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
             run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
@@ -111,6 +125,16 @@ def methods(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def shares(text: str) -> dict[str, float]:
+    """The shares of classes in a JSON file."""
+    try:
+        found = json.loads(located(text).read_text(encoding="utf-8"))
+        return {str(name): float(share) for name, share in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        problem = " ".join(str(error).split())
+        raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a JSON file {{class: share}} ({problem})") from None
+
+
 def list_text(_options: argparse.Namespace) -> str:
     lines = [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in STUDIES.items()]
     lines += [f"  {n:18s}{t.what}; {len(list(t.rows()))} trainings" for n, t in TABLES.items()]
@@ -137,16 +161,47 @@ def run(options: argparse.Namespace) -> str:
         raise ValueError("--jobs: allowed only without --cluster, whose workers are as many as they are")
     chosen = {f.name: getattr(options, f.name) for f in fields(Study) if getattr(options, f.name, None) is not None}
     study: Study | Table = TABLES[name] if name in TABLES else STUDIES[name]
-    if isinstance(study, Study):
-        study = replace(study, **{k: v for k, v in chosen.items() if k != "data"})
     folder = None if source is None else located(source)
+    if isinstance(study, Study):
+        if folder is not None and folder.is_dir():
+            study = _with_features(study, name, folder, chosen)
+        study = replace(study, **{k: v for k, v in chosen.items() if k != "data"})
     for option, why in without_effect(study, folder).items():
         require(option not in chosen, option, repr(chosen.get(option)), f"nothing: {why}")
     title = folder.resolve().name or name if name == "folder" and folder else name
     out = options.out or RUNS / title
     how = {name: getattr(options, name) for name in ("jobs", "cluster", "skip_broken")}
+    if name == "folder" and source and options.cluster is None and isinstance(study, Study):
+        _say_how_long(study, source, out, options)
     cells = run_study(title, study, out, source=source, **how)
-    return f"{len(cells)} trainings are in {out}; now: python -m course_utils experiments report --out {out}"
+    found = f"{len(cells)} trainings are in {out}; now: python -m course_utils experiments report --out {out}"
+    if isinstance(study, Study) and study.features != "none" and options.cluster is None:
+        from .photographs import finish
+
+        found += "\n" + finish(out, str(source), options.skip_broken)
+    return found
+
+
+def _with_features(study: Study, name: str, folder: Path, chosen: dict[str, Any]) -> Study:
+    """Heads on pretrained features, if one asks for them, or if a folder of photographs is best served with them."""
+    if "features" not in chosen and name != "folder":
+        return study
+    from .photographs import usual_features, with_features
+
+    features, why = chosen.get("features"), ""
+    if features is None:
+        features, why = usual_features(folder)
+        say(why)
+    chosen["features"] = features
+    return with_features(study, features)
+
+
+def _say_how_long(study: Study, source: str, out: Path, options: argparse.Namespace) -> None:
+    from .photographs import estimate
+    from .workers import jobs_or_default
+
+    if not (out / "cells").is_dir():
+        say(estimate(study, str(located(source)), jobs_or_default(options.jobs), out / "features", options.skip_broken))
 
 
 def predict(options: argparse.Namespace) -> str:

@@ -18,6 +18,7 @@ from ..classroom import figures
 from ..methods import METHODS
 from ..metrics import GROUPS, difference_text, mean_and_spread, paired_differences
 from ..runtime import located, write_atomically
+from .cells import read_json
 from .runs import read_study, read_table
 from .tables import TABLES
 
@@ -79,8 +80,10 @@ are equal. It says how the mean might move with other seeds on *these* data, thi
 nothing about other data. Many methods are compared at once, so one that is barely clear of 0 may be luck."""
 
 
-def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
-    """The report as Markdown; see `write_report()`."""
+def report_text(
+    asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], missing: Sequence[str], pictures: Any = None
+) -> str:
+    """The report as Markdown; see `write_report()`. pictures: what pictures.json holds, if there is one."""
     rows, best = rows_of(cells), best_on_validation(rows_of(cells))
     baseline = BASELINE if BASELINE in rows else next(iter(rows))
     settings, first = asked["settings"], cells[0]
@@ -93,8 +96,8 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         f"Data: {all_of('data', 'note')}. {sum(counts):,} training images of {len(counts)} classes, {max(counts):,} to "
         f"{min(counts):,} a class; {first['data']['validation']:,} for choices; {first['data']['test']:,} for the "
         "numbers below.",
-        f"Training: {settings['network']}, {settings['epochs']} epochs, batch {settings['batch_size']}, learning rate "
-        f"{settings['lr']:g} ({settings['schedule']}), weight decay {settings['weight_decay']:g}, augmentation "
+        f"Training: {_network_text(settings)}, {settings['epochs']} epochs, batch {settings['batch_size']}, learning "
+        f"rate {settings['lr']:g} ({settings['schedule']}), weight decay {settings['weight_decay']:g}, augmentation "
         f"{settings['augment']}. DRW starts at {settings['defer_at']:g} of training.",
         f"Seeds: {', '.join(map(str, asked['seeds']))}.",
         f"Fingerprint of the images: {fingerprint(settings)}.",
@@ -115,6 +118,11 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         return "–" if name == other else difference_text(paired_differences(rows[name], rows[other]))
 
     differences = [f"| {name} | {' | '.join(minus(name, other) for other in beside)} |" for name in rows]
+    more = []
+    if "features" in settings:
+        from .photographs import report_parts
+
+        more = report_parts(asked, cells, rows, best, pictures)
     pick = best or "none, as there are no such images, or no seed that all methods have"
     parts = [
         f"# Experiment: {asked['study']}",
@@ -124,19 +132,30 @@ def report_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], mi
         "## Accuracy",
         "Balanced test accuracy in %, mean ± standard deviation over seeds; groups by training images (many > 100, few "
         "< 20). ECE: expected calibration error in %, for methods whose outputs are meant as probabilities.",
-        _table("method | many | medium | few | all | ECE | chosen on validation", accuracies),
+        table_of("method | many | medium | few | all | ECE | chosen on validation", accuracies),
         "## Differences",
         f"Points of balanced accuracy, mean of paired differences [95 % interval]. Best on validation images: {pick}.",
-        _table(" | ".join(["method", *(f"minus {other}" for other in beside)]), differences),
+        table_of(" | ".join(["method", *(f"minus {other}" for other in beside)]), differences),
         HOW_TO_READ,
+        *more,
         "## Budget",
         "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, for "
         "features; features that new heads learned from.",
-        _table("method | budget | forward alone | features | needs", [_cost(n, s) for n, s in rows.items()]),
+        table_of("method | budget | forward alone | features | needs", [_cost(n, s) for n, s in rows.items()]),
         "![Accuracy by group of every method](accuracy.png)",
         "![Paired differences from the baseline](differences.png)",
     ]
-    return "\n\n".join(parts) + "\n"
+    return _in_words_of(settings, "\n\n".join(parts) + "\n")
+
+
+def _in_words_of(settings: Mapping[str, Any], report: str) -> str:
+    """A report of texts does not speak of images."""
+    of_texts = any(" tokens of " in line for line in settings.get("images", {}).values())
+    return report.replace("images", "texts").replace("Images", "Texts") if of_texts else report
+
+
+def _network_text(settings: Mapping[str, Any]) -> str:
+    return f"a head on the features of {settings['features']}" if "features" in settings else settings["network"]
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -145,7 +164,7 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return ", ".join(digests) or "not recorded"
 
 
-def _table(header: str, rows: Sequence[str]) -> str:
+def table_of(header: str, rows: Sequence[str]) -> str:
     return "\n".join([f"| {header} |", "|---" * len(header.split(" | ")) + "|", *rows])
 
 
@@ -158,7 +177,7 @@ def table_report(table: Mapping[str, Any], missing: Sequence[str]) -> str:
     text = f"```text\n{TABLES[table['study']].text(table)}\n```"
     images = f"Fingerprint of the images: {fingerprint(table['settings'])}."
     parts = [f"# Experiment: {table['study']}", f"{table['what']}.", *_incomplete(missing), images, text]
-    return "\n\n".join(parts) + "\n"
+    return _in_words_of(table["settings"], "\n\n".join(parts) + "\n")
 
 
 def _accuracies(seeds: Mapping[int, Mapping]) -> str:
@@ -197,7 +216,7 @@ def times_text(asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> 
     parts = [
         f"# Experiment: {asked['study']}, seconds",
         f"Seconds of one seed on {devices}, training included, mean ± standard deviation.",
-        _table("method | seconds", lines),
+        table_of("method | seconds", lines),
         f"All {len(cells)} trainings, one after the other: {sum(cell['seconds'] for cell in cells):,.0f} s.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -252,9 +271,11 @@ def write_report(folder: str | Path) -> Path:
         notes = sorted({cell["data"]["note"] for cell in cells})
         title = "\n".join(note if note == asked["study"] else f"{asked['study']}: {note}" for note in notes)
         baseline = BASELINE if BASELINE in rows else next(iter(rows))
-        _save(accuracy_figure(rows, title), folder / "accuracy.png")
-        _save(difference_figure(rows, baseline, title), folder / "differences.png")
-        texts = {"report.md": report_text(asked, cells, missing), "times.md": times_text(asked, cells)}
+        save_figure(accuracy_figure(rows, title), folder / "accuracy.png")
+        save_figure(difference_figure(rows, baseline, title), folder / "differences.png")
+        file = folder / "pictures.json"
+        pictures = read_json(file, "twins", asked["settings"]) if file.is_file() else None
+        texts = {"report.md": report_text(asked, cells, missing, pictures), "times.md": times_text(asked, cells)}
     else:
         texts = {"report.md": table_report(read_table(folder), missing)}
     for name, text in texts.items():
@@ -262,7 +283,7 @@ def write_report(folder: str | Path) -> Path:
     return folder / "report.md"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     raw = io.BytesIO()
     figure.savefig(raw, format="png", metadata={"Software": None})
     figures.plt.close(figure)

@@ -60,12 +60,19 @@ def run_study(
     path, checkpoints = folder / "study.json", folder / "checkpoints"
     old = read_json(path) if path.is_file() else {}
     settings["images"] = old.get("settings", {}).get("images") or _ask(
-        cluster, images_of, settings if isinstance(study, Study) else Study(what="").settings(), source, skip_broken
+        cluster,
+        images_of,
+        settings if isinstance(study, Study) else Study(what="", data=study.data).settings(),
+        source,
+        skip_broken,
     )
     asked: dict[str, Any] = {"study": name, "what": study.what, "settings": settings}
     if isinstance(study, Study):
         asked |= {"methods": list(study.methods), "seeds": list(study.seeds)}
-    cells = _cells(folder, asked, source=source, skip_broken=skip_broken, checkpoints=None if cluster else checkpoints)
+    how: dict[str, Any] = {"source": source, "skip_broken": skip_broken}
+    if "features" in settings and cluster is None:
+        how["kept"] = str(folder.resolve() / "features")
+    cells = _cells(folder, asked, checkpoints=None if cluster else checkpoints, **how)
     if old:  # what earlier runs asked for stays asked for
         read_json(path, settings=settings)
         asked |= {"study": old["study"]} | {k: [*asked[k], *old[k]] for k in ("methods", "seeds") if k in asked}

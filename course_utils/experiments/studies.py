@@ -14,7 +14,7 @@ import platform
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..data import (
-    LabeledImages,
+    Labeled,
     english_letter_counts,
     exponential_counts,
     hold_out,
@@ -38,10 +38,13 @@ from ..metrics import best_temperature, calibration_error, per_class_accuracy, r
 from ..networks import NETWORKS
 from ..picture_files import pictures_of, splits_of
 from ..runtime import choose_device, digest, located, require
+from ..texts import TEXT_NETWORKS, LabeledTexts, known_words, load_texts, word_dropout
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
 from .cells import differences, plain
 
 FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
+TEXTS = ("webster", "imdb")  # data of `load_texts()`
+WITH_VALIDATION = ("letters", "digits", "webster")
 EXACT = {"bmp", "pgm", "png", "pnm", "ppm", "tif", "tiff"}  # kinds of files that keep every pixel
 
 
@@ -50,12 +53,14 @@ def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return random_flip(random_shift(images, generator, pixels=4), generator)
 
 
-AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip}
+AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip, "word dropout": word_dropout}
+OPTIMIZERS = {"SGD": None, "Adam": torch.optim.Adam}
 
 
 CHOICES = {
-    "profile": ("english", "exponential", "step", "as it is"),
-    "network": tuple(NETWORKS),
+    "profile": ("english", "exponential", "step", "in proportion", "as it is"),
+    "network": (*NETWORKS, *TEXT_NETWORKS),
+    "optimizer": tuple(OPTIMIZERS),
     "schedule": ("cosine", "step"),
     "augment": tuple(AUGMENTATIONS),
     "precision": ("auto", "float32", "bfloat16"),
@@ -69,18 +74,23 @@ class Study:
     what: one line for `experiments list`. methods: names of `METHODS`. seeds: each one a subset, weights and order of
     its own.
 
-    data: a name that `load_images()` knows. profile: "english", "exponential", "step", or "as it is". max_count, ratio:
-    of the profile. size: side to which a folder's images are scaled, or None. validation: images of each class set
-    aside for choices from data that have no validation split, before the tail is cut; the counts of classes that then
-    have too few are lowered (CIFAR-10's largest from 5,000 to 4,900). With "as it is": a share of each class.
+    data: a name that `load_images()` or `load_texts()` knows. profile: "english", "exponential", "step", "in
+    proportion" to what the data have, or "as it is". max_count, ratio: of the profile. size: side to which a folder's
+    images are scaled, or None. validation: images of each class set aside for choices from data that have no validation
+    split, before the tail is cut; the counts of classes that then have too few are lowered (CIFAR-10's largest from
+    5,000 to 4,900). With "as it is": a share of each class.
 
-    network: "MLP", "SmallCNN", "ResNet32". epochs, batch_size, lr, weight_decay: of `fit()`. augment: "none",
-    "shift 2", or "shift 4, flip". precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that has
-    it.
+    network: one of `NETWORKS`, or of `TEXT_NETWORKS` for texts. optimizer: "SGD" or "Adam". epochs, batch_size, lr,
+    weight_decay: of `fit()`. augment: "none", "shift 2", "shift 4, flip", or "word dropout" for texts. precision:
+    "float32", "bfloat16" (autocast), or "auto": bfloat16 on a GPU that has it.
 
     schedule: "cosine", or "step", which warms up for a share `warmup` and multiplies the learning rate by `factor` at
     `defer_at` and again half-way from there to the end. defer_at: when DRW starts. The defaults are one choice for all
     methods: of six schedules tried on letters, the best on validation typefaces for most methods (seeds 0 and 1).
+
+    features: "none", or the name of a pretrained backbone as `backbones.backbone()` takes it: then pictures of a folder
+    are seen as it wants them, and methods are heads on its features (`photographs.with_features()` has the recipe).
+    shares: {class: share} of the place where a model of photographs will work, for its own column in the report.
 
     Images are scaled to -1 .. 1 everywhere. The released LDAM code takes the mean and divides by the standard deviation
     of each channel instead, which for CIFAR is about twice as wide; batch normalization after the first convolution
@@ -97,6 +107,7 @@ class Study:
     network: str = "SmallCNN"
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    optimizer: str = "SGD"
     epochs: int = 20
     batch_size: int = 64
     lr: float = 0.1
@@ -107,10 +118,17 @@ class Study:
     defer_at: float = 0.8
     augment: str = "shift 2"
     precision: str = "auto"
+    features: str = "none"
+    shares: Mapping[str, float] | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What has to be the same in all cells of a comparison: all but methods, seeds and `what`."""
-        return {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
+        """What has to be the same in all cells of a comparison: all but methods, seeds and `what`.
+
+        What is as it was before there was a choice is not named, so that earlier results stay valid.
+        """
+        usual = {"optimizer": "SGD", "features": "none", "shares": None}
+        found = {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
+        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
 
 
 _CIFAR = Study(
@@ -126,6 +144,32 @@ _CIFAR = Study(
     warmup=0.025,
     augment="shift 4, flip",
     seeds=(0, 1, 2),
+)
+_FOR_VECTORS = tuple(name for name in METHODS if name != "OLTR memory")  # which reads maps of features
+_SAMPLED_OR_CLOSE = (  # those that take long beside others that are close to them
+    "square-root sampling",
+    "progressive sampling",
+    "class-balanced loss",
+    "focal loss",
+    "cosine classifier",
+    "LDAM + DRS",
+)
+# lr: of 0.005, 0.01, 0.02 the best on validation texts: cross-entropy, NCM and logit adjustment, seed 0, both networks
+_WEBSTER = Study(
+    what="definitions of 1913 by field, a fifth of their own tail, BiLSTM, twelve methods",
+    data="webster",
+    profile="in proportion",
+    max_count=1076,
+    network="BiLSTM",
+    methods=tuple(name for name in _FOR_VECTORS if name not in _SAMPLED_OR_CLOSE),
+    seeds=(0, 1, 2),
+    optimizer="Adam",
+    epochs=10,
+    lr=0.02,
+    weight_decay=0.0,
+    schedule="cosine",
+    defer_at=0.7,
+    augment="word dropout",
 )
 _SEVEN = ("cross-entropy", "class-balanced sampling", "LDAM", "CE + DRW", "LDAM + DRW", "tau-normalization", "cRT")
 STUDIES: dict[str, Study] = {
@@ -153,6 +197,14 @@ STUDIES: dict[str, Study] = {
         warmup=0.1,
         methods=_SEVEN,
     ),
+    "webster": _WEBSTER,
+    "webster-bag": replace(
+        _WEBSTER,
+        what="definitions of 1913 by field, a fifth of their own tail, bag of words, all methods for vectors",
+        network="bag of words",
+        methods=_FOR_VECTORS,
+        seeds=(0, 1, 2, 3, 4),
+    ),
     "folder": Study(what="a folder of images as it is: run FOLDER", data="folder", profile="as it is", seeds=(0, 1, 2)),
 }
 
@@ -161,19 +213,26 @@ STUDIES: dict[str, Study] = {
 
 
 @functools.lru_cache(maxsize=4)  # cells of one process read the same files
-def _read(name: str | Path, split: str, size: int | None, skip_broken: bool) -> tuple[LabeledImages, tuple[str, ...]]:
+def _read(
+    name: str | Path, split: str, size: int | None, skip_broken: bool, features: str = "none"
+) -> tuple[Labeled, tuple[str, ...]]:
     """One split of a folder (a path) or of data with a name, and what its reader warned of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if isinstance(name, Path) else {}
-        data = load_images(name, split, **options)
+        if features != "none":
+            from .photographs import read_photos  # which imports this file
+
+            data: Labeled = read_photos(Path(name), split, features, skip_broken)
+        else:
+            data = load_texts(name, split) if name in TEXTS else load_images(name, split, **options)
     said = [str(w.message) for w in caught]
     return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ")))
 
 
 def load_splits(
     settings: dict[str, Any], seed: int, *, source: str | None = None, skip_broken: bool = False
-) -> tuple[LabeledImages, LabeledImages, LabeledImages, str]:
+) -> tuple[Labeled, Labeled, Labeled, str]:
     """(train with its long tail, validation, test, a note that says where the images come from), on the CPU.
 
     source: a folder of images instead of settings["data"]. It holds train/CLASS and test/CLASS, maybe validation/CLASS,
@@ -189,10 +248,11 @@ def load_splits(
     named = settings["data"] if folder is None else folder
     if settings["data"] == "folder" and folder is None:
         raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
-    notes: list[str] = []
+    own, notes = [settings["features"]] if "features" in settings else [], []
+    require(not own or folder, "features", own, "only with a folder of pictures")
 
-    def read(split: str) -> LabeledImages:
-        data, skipped = _read(named, split, settings["size"], skip_broken)
+    def read(split: str) -> Labeled:
+        data, skipped = _read(named, split, settings["size"], skip_broken, *own)
         notes.extend(skipped)
         return data
 
@@ -201,7 +261,7 @@ def load_splits(
         train, test = hold_out(read("all"), FOLDER_TEST, seed=seed)
     else:
         train, test = read("train"), read("test")
-    if named in ("letters", "digits") or "validation" in splits:
+    if named in WITH_VALIDATION or "validation" in splits:
         validation = read("validation")
     elif settings["profile"] == "as it is":
         train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
@@ -220,6 +280,8 @@ def load_splits(
             fewer = sum(map(operator.lt, counts, wanted))
             notes.append(f"{fewer} classes have fewer images than asked for: ratio {have:.4g} instead of {asked:.4g}")
         train = long_tailed(train, counts, seed=seed)
+        if isinstance(train, LabeledTexts):  # words of texts that were cut away are not known
+            train, validation, test = known_words(train, validation, test)
     return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])
 
 
@@ -227,13 +289,15 @@ def has_validation(folder: Path) -> bool:
     return folder.is_dir() and "validation" in splits_of(folder)  # it may be on the workers of a cluster alone
 
 
-def _counts(settings: dict[str, Any], train: LabeledImages) -> list[int] | None:
+def _counts(settings: dict[str, Any], train: Labeled) -> list[int] | None:
     """What the profile asks for, whether there are so many images or not; None: all there are."""
     profile, most = settings["profile"], settings["max_count"]
     make = {
         "english": lambda: english_letter_counts(most),
         "exponential": lambda: exponential_counts(train.num_classes, most, settings["ratio"]),
         "step": lambda: step_counts(train.num_classes, most, settings["ratio"]),
+        # n_j = max(1, round(n_max N_j / N_max)), N_j what class j has
+        "in proportion": lambda: [max(1, round(most * n / int(train.counts.max()))) for n in train.counts.tolist()],
         "as it is": lambda: None,
     }
     require(profile in make, "profile", repr(profile), ", ".join(make))
@@ -304,16 +368,24 @@ def images_of(settings: dict[str, Any], source: str | None = None, skip_broken: 
     """{split: its images as one line: number, shape, classes, and a digest of names, labels and pixels}, all as read,
     before a tail is cut.
     """
-    stamp = None if source is None else _stamp(located(source))
-    return dict(_images_of(settings["data"], settings["size"], source, skip_broken, stamp))
+    stamp, features = None if source is None else _stamp(located(source)), settings.get("features", "none")
+    return dict(_images_of(settings["data"], settings["size"], source, skip_broken, stamp, features))
 
 
 @functools.lru_cache(maxsize=4)
-def _images_of(data: str, size: int | None, source: str | None, skip: bool, _stamp: str | None) -> dict[str, str]:
-    whole = Study(what="", data=data, size=size, profile="as it is").settings()
+def _images_of(
+    data: str, size: int | None, source: str | None, skip: bool, _stamp: str | None, features: str
+) -> dict[str, str]:
+    whole = Study(what="", data=data, size=size, profile="as it is", features=features).settings()
     *splits, _ = load_splits(whole, 0, source=source, skip_broken=skip)
+    if features != "none":
+        from .photographs import loaded
+
+        parts: Any = zip(("train", "validation", "test"), splits, strict=True)
+        found = {name: f"{len(part)} photographs, {part.num_classes} classes, {part.digest()}" for name, part in parts}
+        return found | {"backbone": f"{features} {loaded(features).fingerprint}"}
     return {
-        name: f"{len(part)} images of {' x '.join(map(str, part.images.shape[1:]))}, {part.num_classes} classes, "
+        name: f"{len(part)} {part.KIND} of {' x '.join(map(str, part.inputs.shape[1:]))}, {part.num_classes} classes, "
         f"{part.digest()}"
         for name, part in zip(("train", "validation", "test"), splits, strict=True)
     }
@@ -362,26 +434,47 @@ def run_cell(
     source: str | None = None,
     skip_broken: bool = False,
     checkpoint: str | None = None,
+    kept: str | None = None,
 ) -> dict[str, Any]:
-    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds."""
+    """Train once and measure `methods`, which all start from `training`: what the JSON file of the cell holds.
+
+    kept: a folder for the features of photographs.
+    """
     device, best = choose_device()
-    options = _options(settings, best)
+    options = run_options(settings, best)
     with repeatable():
         check_data(settings, source, skip_broken)
-        *splits, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
-        train, validation, test = (split.to(device) for split in splits)
-        require(len(test), "data", "no image for the test", "classes of at least 3 images, or a folder test")
-        options["network"] = NETWORKS[settings["network"]](train.images.shape[1:])
-        trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
+        *parts, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
+        require(len(parts[2]), "data", "no image for the test", "classes of at least 3 images, or a folder test")
+        if "features" in settings:
+            from . import photographs  # which imports this file
+
+            where = settings["features"], str(source), skip_broken, kept
+            train, validation, test = photographs.features_of(parts, *where)
+            trained = photographs.train_heads(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
+        else:
+            train, validation, test = (part.to(device) for part in parts)
+            options["network"] = _network(settings["network"], train)
+            trained = train_methods(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
         said = [all_logits(trained, split) for split in (validation, test)]
         rows = {
             name: score(one, train.counts.tolist(), (validation, said[0][name]), (test, said[1][name]))
             for name, one in trained.items()
         }
+        more = {}
+        if "features" in settings:
+            more = photographs.beside(rows, parts, said, settings.get("shares"))
     data: dict[str, Any] = {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist()}
-    data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)}
+    data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)} | more
     cell = {"settings": settings, "training": training, "seed": seed, "data": data, "methods": rows}
     return cell | made_with(device) | {"precision": str(options["precision"]).removeprefix("torch.")}
+
+
+def _network(name: str, train: Labeled) -> Any:
+    """What makes it, as `methods.Setting` takes it: function of the number of classes."""
+    known: dict[str, Any] = TEXT_NETWORKS if isinstance(train, LabeledTexts) else NETWORKS
+    require(name in known, "network", repr(name), ", ".join(known))
+    return known[name](len(train.vocabulary) if isinstance(train, LabeledTexts) else train.inputs.shape[1:])
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
@@ -396,25 +489,27 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if torch.cuda.is_available() else device.type
 
 
-def _options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
+def run_options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
     """What `train_methods()` takes, from settings in words."""
     for name in ("defer_at", "warmup"):
         require(0 <= settings[name] <= 1, name, settings[name], "0 to 1, a share of training")
     step = partial(step_schedule, at=settings["defer_at"], factor=settings["factor"], warmup=settings["warmup"])
     words = {
-        "network": NETWORKS,
+        "network": NETWORKS | TEXT_NETWORKS | ({"head": None} if "features" in settings else {}),
+        "optimizer": OPTIMIZERS,
         "augment": AUGMENTATIONS,
         "schedule": {"cosine": cosine_schedule, "step": step},
         "precision": {"auto": best, "float32": torch.float32, "bfloat16": torch.bfloat16},
     }
+    settings = {"optimizer": "SGD"} | settings
     for name, allowed in words.items():
         require(settings[name] in allowed, name, repr(settings[name]), ", ".join(allowed))
     same = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "defer_at")}
-    return same | {name: words[name][settings[name]] for name in ("augment", "schedule", "precision")}
+    return same | {name: words[name][settings[name]] for name in ("augment", "schedule", "precision", "optimizer")}
 
 
 def score(
-    trained: Trained, counts: list[int], validation: tuple[LabeledImages, Tensor], test: tuple[LabeledImages, Tensor]
+    trained: Trained, counts: list[int], validation: tuple[Labeled, Tensor], test: tuple[Labeled, Tensor]
 ) -> dict[str, Any]:
     """All numbers of one classifier, ready for JSON: accuracies from 0 to 1, None where there is nothing to measure.
 

@@ -34,6 +34,7 @@ from ..sampling import ClassBalancedSampler, DeferredResampler
 from ..training import fit, predict, step_schedule
 from .cells import combinations, plain
 from .studies import Study, check_data, made_with, repeatable
+from .two_classes import RATES, TRAINING, TWO_METHODS, TWO_RATES, two_cell, two_choice, two_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,14 @@ class Table:
     """A named experiment, as `Study`: its parts are grids of settings, and every cell is one call.
 
     what: one line. parts: {name: (function of a cell, its grids)}. text: prints what `runs.read_table()` gives. fixed:
-    settings that all cells have in common.
+    settings that all cells have in common. data: of which it is.
     """
 
     what: str
     parts: Mapping[str, tuple[Callable[..., dict[str, float]], Sequence[Mapping[str, Iterable[Any]]]]]
     text: Callable[[Mapping[str, Any]], str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    data: str = "letters"
 
     def settings(self) -> dict[str, Any]:
         return dict(self.fixed)
@@ -64,7 +66,7 @@ def table_cell(name: str, part: str, own: dict[str, Any], images: dict[str, str]
     images: of `studies.images_of()`, those of the table's other cells.
     """
     with repeatable():
-        check_data(Study(what="").settings() | ({} if images is None else {"images": images}))
+        check_data(Study(what="", data=TABLES[name].data).settings() | ({} if images is None else {"images": images}))
         result = TABLES[name].parts[part][0](**own)
     return {"part": part, "result": plain(result), **made_with(torch.device("cpu"))}
 
@@ -426,5 +428,36 @@ TABLES = {
         },
         text=order_text,
         fixed={"orders": {str(order): phases_of(order) for order in ORDERS}},
+    ),
+    "webster-two": Table(
+        what="two fields of Webster, one cut to a tenth: errors by class, beside table 1 of Cao et al. 2019",
+        parts={
+            "choices": (
+                two_choice,
+                [{"pair": TWO_RATES, "method": ["cross-entropy", "LDAM + DRW"], "lr": RATES, "seed": [0]}],
+            ),
+            "rows": (
+                two_cell,
+                [
+                    {
+                        "pair": [pair],
+                        "method": TWO_METHODS,
+                        "lr": [lr],
+                        "seed": range(5 if pair.startswith("med") else 3),
+                    }
+                    for pair, lr in TWO_RATES.items()
+                ],
+            ),
+        },
+        text=two_text,
+        fixed=TRAINING,
+        data="webster",
+    ),
+    "imdb": Table(
+        what="film reviews (aclImdb/ on the disk), negative ones cut to a tenth, beside table 1 of Cao et al. 2019",
+        parts={"rows": (two_cell, [{"pair": ["positive, negative"], "method": TWO_METHODS, "seed": range(3)}])},
+        text=two_text,
+        fixed=TRAINING,
+        data="imdb",
     ),
 }

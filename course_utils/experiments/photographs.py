@@ -1,0 +1,458 @@
+"""Studies of photographs: a pretrained backbone that stays, every method as a head on its features, a model to keep.
+
+The features of all pictures are computed once and kept in FOLDER/features. After the trainings, FOLDER has also
+
+pictures.json            pictures that are nearly the same, and which classes are taken for which
+confused.png             examples of these, in front of a reader's eyes
+model.safetensors        the method that is best on validation images, as `python -m course_utils predict` takes it
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbones import (
+    HEAD_RECIPE,
+    LITE0,
+    LITE0_PACKAGE,
+    NO_HEADS,
+    Backbone,
+    backbone,
+    cached_features,
+    train_heads,
+    whole_model,
+)
+from ..classifier import PhotoClassifier, assumed_shares
+from ..data import Labeled, LabeledFeatures
+from ..methods import METHODS, trainings_of
+from ..metrics import mean_and_spread, per_class_accuracy
+from ..networks import NETWORKS, OnlyHead
+from ..photos import Photos
+from ..picture_files import head_of, pictures_of, splits_of
+from ..runtime import choose_device, digest, keeping_random_state, located, require
+from ..training import fit
+from .cells import plain, read_json, write_json
+from .runs import read_study
+from .studies import Study, load_splits, repeatable, run_options
+
+SMALL = 64  # pixels of the shorter side: to such pictures a pretrained backbone has little to say
+SAMPLE = 40  # pictures that are looked at, or timed
+ALIKE = 0.97  # cosine of two features from which on pictures are called nearly the same
+EXAMPLES, PAIRS = 5, 4
+
+
+# ---- before the start ------------------------------------------------------------------------------------------------
+
+
+def usual_features(folder: Path) -> tuple[str, str]:
+    """(what `experiments run FOLDER` takes if nobody says it, why, in a sentence)."""
+    here = importlib.util.find_spec(LITE0_PACKAGE) is not None
+    splits = splits_of(folder)
+    paths = [path for paths in pictures_of(splits.get("train", folder))[0].values() for path in paths]
+    sides = []
+    for path in paths[:: max(1, len(paths) // SAMPLE)]:
+        try:
+            sides.append(min(head_of(path)[0]))
+        except ValueError:  # its reader names it
+            continue
+    side = statistics.median(sides) if sides else 0
+    seen = f"the shorter side of these pictures is usually {side:g} pixels"
+    if side <= SMALL:
+        return "none", f"Networks learn from scratch: {seen}. --features {LITE0} takes pretrained features."
+    if not here:
+        way = "pip install 'longtail-course[photographs]' brings pretrained features, which usually are much better"
+        return "none", f"Networks learn from scratch: {seen}, but {way}."
+    return LITE0, f"Heads on pretrained features of {LITE0}: {seen}. --features none learns from scratch."
+
+
+def with_features(study: Study, features: str) -> Study:
+    """The same study with heads on features that stay, and a recipe for these."""
+    if features == "none":
+        return replace(study, features="none")
+    methods = tuple(name for name in study.methods if name not in NO_HEADS)
+    head: dict[str, Any] = {"network": "head", "schedule": "cosine", "augment": "none", **HEAD_RECIPE}
+    return replace(study, features=features, methods=methods, **head)
+
+
+def estimate(study: Study, source: str, jobs: int, kept: Path, skip_broken: bool = False) -> str:
+    """How long all of it will take, in words, by a short trial here; kept: where features are, if there are any."""
+    device, best = choose_device()
+    *parts, _ = load_splits(study.settings(), study.seeds[0], source=source, skip_broken=skip_broken)
+    train: Any = parts[0]
+    sample = train.subset(torch.arange(min(len(train), 2 * study.batch_size))).to(device)
+    said, seconds, options = [], 0.0, run_options(study.settings(), best)
+    if isinstance(train, Photos):
+        pretrained = on_device(study.features)
+        if not kept.is_dir():
+            few = train.subset(torch.arange(min(len(train), SAMPLE))).to(device)
+            started = time.perf_counter()
+            cached_features(pretrained, few)
+            rate, number = len(few) / (time.perf_counter() - started), sum(map(len, parts))
+            seconds = number / rate
+            said.append(f"features of {number:,} pictures {clock(seconds)} ({rate:.0f} a second)")
+        noise = torch.rand(len(sample), pretrained.feature_dim, device=device)
+        sample, network = LabeledFeatures(noise, sample.labels, sample.class_names), OnlyHead(pretrained.feature_dim)
+    else:
+        network = NETWORKS[study.network](train.inputs.shape[1:])
+    with keeping_random_state() as reseed:
+        reseed(0)
+        model = network(train.num_classes).to(device)
+    started = time.perf_counter()
+    fit(
+        model,
+        sample,
+        epochs=2,
+        lr=1e-3,
+        progress=False,
+        **{k: options[k] for k in ("batch_size", "augment", "precision")},
+    )
+    one = (time.perf_counter() - started) / (2 * len(sample)) * len(train) * study.epochs
+    trainings = len(trainings_of(study.methods)) * len(study.seeds)
+    others = one * trainings / max(1, min(jobs, trainings))
+    said.append(f"{trainings} trainings {clock(others)}")
+    return f"About {clock(seconds + others)} in all: {', '.join(said)}."
+
+
+def clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---- features of the parts of a study --------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(name: str) -> Backbone:
+    return backbone(name)
+
+
+def on_device(name: str) -> Backbone:
+    found = loaded(name)
+    found.module.to(choose_device()[0])
+    return found
+
+
+def read_photos(folder: Path, split: str, features: str, skip_broken: bool) -> Photos:
+    return Photos.from_folder(folder, split, view=loaded(features).view, skip_broken=skip_broken)
+
+
+def features_of(
+    parts: Sequence[Labeled], features: str, source: str, skip_broken: bool, kept: str | None = None
+) -> list[LabeledFeatures]:
+    """The features of photographs that `load_splits()` gave, on the device; kept: a folder where they stay."""
+    photos: list[Any] = list(parts)
+    table, places = _table(features, source, skip_broken, kept, tuple(sorted({part.digest() for part in photos})))
+    rows = [torch.tensor([places[path] for path in part.paths.tolist()], dtype=torch.int64) for part in photos]
+    labels = [part.labels.to(table.device) for part in photos]
+    return [LabeledFeatures(table[r], y, p.class_names) for r, y, p in zip(rows, labels, photos, strict=True)]
+
+
+def _splits(folder: Path) -> list[str]:
+    return sorted(splits_of(folder), key=["all", "train", "validation", "test"].index)
+
+
+@functools.lru_cache(maxsize=1)
+def _table(
+    features: str, source: str, skip_broken: bool, kept: str | None, _digests: tuple[str, ...]
+) -> tuple[Tensor, dict[bytes, int]]:
+    """(features of every picture of a folder, {path: its row})"""
+    found, places, folder = [], {}, Path(source)
+    for split in _splits(folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # load_splits() has said it
+            photos = read_photos(folder, split, features, skip_broken).to(choose_device()[0])
+        places |= {path: len(places) + i for i, path in enumerate(photos.paths.tolist())}
+        found.append(cached_features(on_device(features), photos, kept).features)
+    return torch.cat(found), places
+
+
+# ---- what a cell of photographs adds ---------------------------------------------------------------------------------
+
+
+def beside(
+    rows: dict[str, Any], parts: Sequence[Any], said: Sequence[Mapping[str, Tensor]], shares: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Adds "said" and "deployments" to the row of each method; what the data of the cell say of the test pictures.
+
+    parts: train, validation, test. said: {method: logits} for the latter two.
+    """
+    train, validation, test = parts
+    for name, row in rows.items():
+        answers = {
+            split: (logits[name].cpu(), part.labels.cpu())
+            for split, part, logits in zip(("validation", "test"), (validation, test), said, strict=True)
+        }
+        row["said"] = answers["test"][0].argmax(1).tolist()
+        row["deployments"] = plain(deployments(name, train.counts.tolist(), shares, train.class_names, answers))
+    return {"files": [path.decode("utf-8", "replace") for path in test.paths.tolist()], "labels": test.labels.tolist()}
+
+
+def deployments(
+    method: str,
+    counts: Sequence[int],
+    shares: Mapping[str, float] | None,
+    class_names: Sequence[str],
+    answers: Mapping[str, tuple[Tensor, Tensor]],
+) -> dict[str, dict[str, float]]:
+    """{"as trained", "equal", "given": {"validation", "test": accuracy}}, logits moved to the shares of each place.
+
+    answers: {"validation", "test": (logits (N, C), labels (N,))}. With shares q_j the accuracy is sum_j q_j a_j, a_j
+    the accuracy on class j; classes without images do not count.
+    """
+    n = torch.tensor(list(counts), dtype=torch.float64)
+    places = {"as trained": n / n.sum(), "equal": torch.full_like(n, 1 / len(n))}
+    if shares is not None:
+        odd = sorted(shares.keys() ^ set(class_names))
+        require(not odd, "shares", f"{', '.join(odd)} missing or unknown", "a share for each class")
+        given = torch.tensor([float(shares[name]) for name in class_names], dtype=torch.float64)
+        ok = bool((given >= 0).all()) and 0 < given.sum() < math.inf
+        require(ok, "shares", given.tolist(), "finite numbers of at least 0, one of them above 0")
+        places["given"] = given / given.sum()
+    found: dict[str, dict[str, float]] = {}
+    for place, q in places.items():
+        # z_j + log q_j - log p_j   (Saerens et al. 2002, equation 2.4)
+        moves = q.log() - assumed_shares(method, counts).log() if METHODS[method].probabilities else torch.zeros_like(q)
+        found[place] = {}
+        for split, (logits, labels) in answers.items():
+            said = (logits + moves.to(logits)).argmax(1)
+            accuracy = per_class_accuracy(said, labels, len(n)).double().cpu()
+            there = q * ~accuracy.isnan()
+            # sum_j q_j a_j
+            found[place][split] = (
+                float((there * accuracy.nan_to_num()).sum() / there.sum()) if there.sum() else math.nan
+            )
+    return found
+
+
+# ---- pictures that are nearly the same, and classes that are taken for each other ------------------------------------
+
+
+def near_duplicates(features: Tensor, least: float = ALIKE) -> list[tuple[int, int, float]]:
+    """(i, j, cosine) of all pairs i < j whose features (N, D) have a cosine of at least `least`, largest first."""
+    unit, found = F.normalize(features.float(), dim=1), []
+    for start in range(0, len(unit), 512):
+        cosines = unit[start : start + 512] @ unit.T
+        for i, j in (cosines >= least).nonzero().tolist():
+            if start + i < j:
+                found.append((start + i, j, cosines[i, j].item()))
+    return sorted(found, key=lambda pair: -pair[2])
+
+
+def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) -> list[dict[str, Any]]:
+    """Pictures of a folder that are nearly the same, in two splits, or anywhere if its splits are drawn by chance.
+
+    [{"files", "splits", "classes": two of each, "cosine": of their features}, ...], the most similar first.
+    """
+    folder = Path(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        photos = {split: read_photos(folder, split, features, skip_broken) for split in _splits(folder)}
+    owners = [(split, i) for split, part in photos.items() for i in range(len(part))]
+    digests = tuple(sorted({part.digest() for part in photos.values()}))
+    table, _ = _table(features, source, skip_broken, kept, digests)
+    found = []
+    for i, j, cosine in near_duplicates(table):
+        (one, a), (other, b) = owners[i], owners[j]
+        if one != other or one == "all":
+            both = ((photos[one], a), (photos[other], b))
+            files = [part.paths[k].decode("utf-8", "replace") for part, k in both]
+            classes = [part.class_names[int(part.labels[k])] for part, k in both]
+            found.append({"files": files, "splits": [one, other], "classes": classes, "cosine": round(cosine, 4)})
+    return found
+
+
+def confusions(cells: Sequence[Mapping[str, Any]], method: str) -> list[tuple[str, str, list[str]]]:
+    """(class, class that it is taken for, the files) of `method` over all seeds, the commonest first."""
+    files: dict[tuple[str, str], Counter] = {}
+    for cell in cells:
+        if method in cell["methods"]:
+            names, data = cell["data"]["classes"], cell["data"]
+            for file, label, said in zip(data["files"], data["labels"], cell["methods"][method]["said"], strict=True):
+                if label != said:
+                    files.setdefault((names[label], names[said]), Counter())[file] += 1
+    ordered = sorted(files.items(), key=lambda item: (-item[1].total(), item[0]))
+    return [
+        (*pair, [file for file, _ in sorted(found.items(), key=lambda f: (-f[1], f[0]))]) for pair, found in ordered
+    ]
+
+
+def examples_figure(folder: Path, found: Sequence[tuple[str, str, list[str]]], view) -> Any:
+    """A row of pictures for each of the commonest confusions."""
+    from ..classroom import figures
+
+    rows = list(found[:PAIRS])
+    figure, axes = figures.plt.subplots(
+        len(rows), EXAMPLES, figsize=(8, 0.3 + 1.75 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, (true, said, files) in zip(axes, rows, strict=True):
+        line[0].set_title(f"{true}, taken for {said}", loc="left", fontsize=11)
+        for axis, file in zip(line, files, strict=False):
+            picture = view.open(folder / file)
+            picture.thumbnail((160, 160))
+            axis.imshow(np.asarray(picture))
+    return figure
+
+
+# ---- a model to keep -------------------------------------------------------------------------------------------------
+
+
+def keep_model(
+    path: Path, settings: Mapping[str, Any], method: str, seed: int, source: str, skip_broken: bool, kept: str | None
+) -> list[float]:
+    """Train `method` once more as its cell did, and save it with its backbone; its accuracy by class on the test."""
+    options = run_options(dict(settings), choose_device()[1])
+    *parts, _ = load_splits(dict(settings), seed, source=source, skip_broken=skip_broken)
+    train, validation, test = features_of(parts, settings["features"], source, skip_broken, kept)
+    with repeatable():
+        trained = train_heads([method], train, validation, seed=seed, **options)[method]
+    photos: Any = parts[0]
+    whole = whole_model(on_device(settings["features"]), trained.model)
+    PhotoClassifier.of(loaded(settings["features"]), whole, photos, method).save(path)
+    return per_class_accuracy(trained.logits(test).argmax(1), test.labels, test.num_classes).tolist()
+
+
+def finish(out: Path, source: str, skip_broken: bool) -> str:
+    """Write pictures.json, confused.png and model.safetensors beside the cells of `out`; what there is to say.
+
+    If these are of the same cells already, they stay as they are.
+    """
+    asked, cells, missing = read_study(out)
+    settings, file = asked["settings"], out / "pictures.json"
+    of = digest(sorted((cell["training"], cell["seed"], sorted(cell["methods"])) for cell in cells))
+    old: dict[str, Any] = read_json(file, "twins", settings) if file.is_file() else {}
+    if old.get("of") != of or ("model" in old and not (out / "model.safetensors").is_file()):
+        old = _finished(out, asked, cells, missing, str(located(source).resolve()), skip_broken) | {"of": of}
+        write_json(file, old)
+    said = [warning_of(old["twins"])] if old["twins"] else []
+    if "model" in old:
+        model = out / "model.safetensors"
+        way = f"python -m course_utils predict {model} FOLDER"
+        said.append(
+            f"the model of {old['model']['method']}, best on validation images, is {model}; it answers with: {way}"
+        )
+    return "\n".join(said)
+
+
+def _finished(
+    out: Path, asked: Mapping[str, Any], cells: Any, missing: Any, source: str, skip_broken: bool
+) -> dict[str, Any]:
+    from .reports import best_on_validation, rows_of, save_figure
+
+    settings, where = asked["settings"], (source, skip_broken, str(out.resolve() / "features"))
+    found: dict[str, Any] = {"settings": settings, "twins": twins_of(settings["features"], *where)}
+    best = None if missing else best_on_validation(rows_of(cells))
+    shown = confusions(cells, best or next(iter(cells[0]["methods"])))
+    if shown:
+        figure = examples_figure(Path(source), shown, loaded(settings["features"]).view)
+        save_figure(figure, out / "confused.png")
+    if best is not None:
+        seed = min(asked["seeds"])
+        per_class = keep_model(out / "model.safetensors", settings, best, seed, *where)
+        found["model"] = {"method": best, "seed": seed, "per_class": plain(per_class)}
+    return found
+
+
+def warning_of(twins: Sequence[Mapping[str, Any]]) -> str:
+    """In one sentence, what pictures that are nearly the same do to the numbers."""
+    other = sum(one["classes"][0] != one["classes"][1] for one in twins)
+    conflict = f", {other} of them in different classes" if other else ""
+    return (
+        f"{len(twins)} pairs of pictures are nearly the same and can stand in two parts{conflict}, such as "
+        f"{' and '.join(twins[0]['files'])}: the accuracies are too good. Keep one picture of each pair"
+    )
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def report_parts(
+    asked: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], rows: Any, best: str | None, pictures: Any
+) -> list[str]:
+    """What the report of photographs has beside that of other data, as Markdown.
+
+    rows: of `reports.rows_of()`. best: on validation images. pictures: what pictures.json holds, or None.
+    """
+    from .reports import BASELINE, table_of
+
+    shown = list(dict.fromkeys([BASELINE if BASELINE in rows else next(iter(rows)), best or BASELINE]))
+    shown = [name for name in shown if name in rows]
+    found = confusions(cells, shown[-1])
+    parts = ["## Where the model will work", _deployment_text(rows, table_of), "## By class"]
+    parts += [_class_text(cells, rows, shown, found, table_of)]
+    if found:
+        names = [f"{true} for {said} ({len(files)} pictures)" for true, said, files in found[:PAIRS]]
+        parts += [f"Most often {shown[-1]} takes {', '.join(names)}."]
+    if pictures is None:
+        return parts
+    if found:
+        parts += ["![Pictures that are taken for another class](confused.png)"]
+    parts += ["## Pictures that are nearly the same"]
+    twins = pictures["twins"]
+    none = f"No two pictures have features with a cosine of {ALIKE} or more."
+    parts += [f"**{warning_of(twins)}.**" if twins else none]
+    if twins:
+        lines = [f"| {' | '.join(one['files'])} | {one['cosine']:.3f} |" for one in twins[:20]]
+        parts += [table_of("file | file | cosine", lines)]
+        parts += [f"All {len(twins)} are in pictures.json."] if len(twins) > 20 else []
+    if "model" in pictures:
+        model = pictures["model"]
+        kept = f"model.safetensors is {model['method']}, trained with the pictures of seed {model['seed']}"
+        parts += ["## The model", f"{kept}: `python -m course_utils predict model.safetensors FOLDER`."]
+    return parts
+
+
+def _deployment_text(rows: Any, table_of: Any) -> str:
+    first = next(iter(next(iter(rows.values())).values()))["deployments"]
+    lines, best = [], {}
+    for place in first:
+        validation = {
+            name: [row["deployments"][place]["validation"] for row in seeds.values()] for name, seeds in rows.items()
+        }
+        if all(value is not None for values in validation.values() for value in values):
+            best[place] = max(validation, key=lambda name: statistics.fmean(validation[name]))
+    for name, seeds in rows.items():
+        cells = []
+        for place in first:
+            values = [row["deployments"][place]["test"] for row in seeds.values()]
+            mean, spread = mean_and_spread(100 * value for value in values if value is not None)
+            text = "–" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+            cells.append(f"**{text}**" if best.get(place) == name else text)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    about = (
+        "Test accuracy in % where the classes have these shares: as in training, equal, or given with --shares. The "
+        "logits of each method are moved from the shares that they take for granted to these. Bold: best on validation "
+        "images, which is what to use there."
+    )
+    return about + "\n\n" + table_of(" | ".join(["method", *first]), lines)
+
+
+def _class_text(cells: Any, rows: Any, shown: Sequence[str], found: Any, table_of: Any) -> str:
+    data = cells[0]["data"]
+    tests, lines = Counter(data["labels"]), []
+    for j in sorted(range(len(data["classes"])), key=lambda j: -data["counts"][j]):
+        name, numbers = data["classes"][j], []
+        for method in shown:
+            values = [row["per_class"][j] for row in rows[method].values() if row["per_class"][j] is not None]
+            numbers.append(f"{100 * statistics.fmean(values):.0f}" if values else "–")
+        wrong = ", ".join(f"{said} ({len(files)})" for true, said, files in found if true == name)
+        lines.append(f"| {name} | {data['counts'][j]} | {tests[j]} | {' | '.join(numbers)} | {wrong} |")
+    about = f"Accuracy in %, mean over seeds; pictures of seed {cells[0]['seed']}; what {shown[-1]} takes them for."
+    return about + "\n\n" + table_of(" | ".join(["class", "training", "test", *shown, "taken for"]), lines)
