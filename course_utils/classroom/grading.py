@@ -337,6 +337,9 @@ def grade(
                 continue
             names = {n: q.name for n, q in asked.items()}
             for n, question in asked.items():
+                if not any(question.name in source for _, source in cells):
+                    row.judged[n] = Judged("missing")
+                    continue
                 ours = {k: q.source for k, q in asked.items() if k != n and not _right(row, k)}
                 limit = max(seconds, round(10 * question.seconds))
                 inside = question.wanted is not None
@@ -352,16 +355,21 @@ def _right(row: Row, number: str) -> bool:
 
 
 def _mark_copies(rows: list[Row], asked: dict[str, Question]) -> None:
+    """Write into the remarks which answers are equal but for layout, to whom; stubs do not count."""
     for number, question in asked.items():
-        first: dict[str, str] = {}
+        groups: dict[str, list[Row]] = {}
         for row in rows:
-            judged = row.judged[number]
-            if not judged.print or judged.verdict == "open":
-                continue
-            same = "the printed solution" if judged.print == question.print else first.get(judged.print)
-            first.setdefault(judged.print, row.name)
-            if same:
-                judged.remark = "; ".join(filter(None, [judged.remark, f"word for word the same as {same}"]))
+            if row.judged[number].print and row.judged[number].verdict != "open":
+                groups.setdefault(row.judged[number].print, []).append(row)
+        for print_of, group in groups.items():
+            for row in group:
+                same = (
+                    ["the printed solution"] if print_of == question.print else [r.name for r in group if r is not row]
+                )
+                if same:
+                    judged = row.judged[number]
+                    copied = f"word for word the same as {', '.join(same[:3])}" + " ..." * (len(same) > 3)
+                    judged.remark = "; ".join(filter(None, [judged.remark, copied]))
 
 
 def table(rows: list[Row]) -> str:
