@@ -22,7 +22,7 @@ and behind them the machinery:
     runtime               start(): device, precision, seed, threads; files written whole
     checkpoints           a training goes on where it stopped, and no other one from its file
     experiments/          grids, studies, reports, the command line, clusters
-    classroom/            figures, sliders, exercises and their checks, running notebooks
+    classroom/            figures, sliders, exercises and their checks, running notebooks, grading
 
 A file imports only from files further down this order: runtime, checkpoints, checks, metrics, files, data, networks,
 sampling, losses, heads, training, then the methods. Nothing above imports from the two folders, and classroom not

@@ -20,7 +20,7 @@ from notebook_gates import read, solved
 
 from course_utils.classroom import exercises, grading, handout, notebooks, progress
 from course_utils.classroom.exercises.__main__ import exercises_of
-from course_utils.classroom.grading_worker import fingerprint, pack, parse, unpack
+from course_utils.classroom.grading_worker import Job, fingerprint, pack, parse, select, unpack
 from course_utils.classroom.notebooks import find_notebooks
 
 FIRST, SECOND = find_notebooks(["1", "2"])
@@ -218,6 +218,7 @@ SUBMISSIONS = {  # name: (notebook, or bytes of the file; truth, where it differ
         {"1.4": "right"},
     ),
     "nested too deep": (lambda: answers(e14="transplanted = " + "-" * 50_000 + "1"), {"1.4": "wrong"}),
+    "an answer alone": (lambda: answers(e12=SOLUTION["1.2"]), {"1.2": "right"}),  # torch: from the course's notebook
     "spaces and comments": (lambda: answers(e14=RESPACED), {"1.4": "right"}),
     "own words": (lambda: answers(e14=RENAMED), {"1.4": "right"}),
     "own words again": (
@@ -396,6 +397,22 @@ def test_other_objects_do_not_cross(value):
 def test_bytes_that_pack_did_not_write_are_refused(data):
     with pytest.raises(Exception):  # noqa: B017  # any: nothing of it was run
         unpack(data)
+
+
+def test_an_answer_gets_right_answers_to_other_exercises_and_ours_for_wrong_ones():
+    path = find_notebooks(["5"])[0]
+    own = exercises_of(path)
+    nb = solved(read(path), own)
+
+    cells = [(c.metadata.get("tags", []), c.source) for c in nb.cells if c.cell_type == "code"]
+    names = {number: exercise.solution.__name__ for number, exercise in own.items()}
+    ours = {"5.2": "def ldam():\n    return 'ours'"}
+    parts, answer = select(Job("5.4", names, cells, [], ours, True, 1, 10**9, ""))
+    told = [ast.unparse(part) for part in parts]
+    assert ours["5.2"] in told and sum("def ldam(" in part for part in told) == 1
+    assert sum("def effective_weights(" in part for part in told) == 1
+    assert not any("yours(" in part or "check(" in part or "start(" in part for part in told)
+    assert answer is not None and "def train_ldam_drw" in ast.unparse(answer.node)
 
 
 def test_names_count_in_a_copy_and_layout_does_not():

@@ -51,7 +51,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -111,7 +110,7 @@ def questions(number: str) -> dict[str, Question]:
 
 
 def _question(module: ModuleType, exercise: Exercise) -> Question:
-    solution: Callable = exercise.solution
+    solution: Any = exercise.solution
     crosses = []
 
     def watched(*arguments: Any, **options: Any) -> Any:

@@ -228,9 +228,10 @@ def contain(job: Job, pipe: Connection) -> bool:
 
 
 def hide_solutions() -> None:
-    for name in [*sys.modules, *(f"{exercises.__name__}.nb{k:02d}" for k in range(100))]:
+    modules: dict[str, Any] = sys.modules
+    for name in [*modules, *(f"{exercises.__name__}.nb{k:02d}" for k in range(100))]:
         if name.startswith(f"{exercises.__name__}.nb"):
-            sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
+            modules[name] = None  # an import of it fails
             vars(exercises).pop(name.rpartition(".")[2], None)
 
 
