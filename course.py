@@ -257,6 +257,7 @@ def test(extra):
 
 
 def run(extra):
+    extra = [str(Path(name).absolute()) if Path(name).is_file() else name for name in extra]  # whose file is it?
     return start(prepare(), "course_utils.classroom.notebooks", *extra, OMP_NUM_THREADS="1")
 
 

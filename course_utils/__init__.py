@@ -29,7 +29,7 @@ and behind them the machinery:
     distributed           several processes or GPUs train one network, with the numbers of one
     checkpoints           a training goes on where it stopped, and no other one from its file
     experiments/          grids, studies, reports, the command line, clusters
-    classroom/            figures, sliders, exercises and their checks, running notebooks
+    classroom/            figures, sliders, exercises and their checks, running notebooks, grading
 
 A file imports only from files further down this order: runtime, distributed, checkpoints, checks, metrics,
 picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, texts,

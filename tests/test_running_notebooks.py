@@ -104,7 +104,7 @@ def test_notebooks_are_found_by_number_name_or_path(tmp_path):
         ((), [first, second, tenth]),
         (("2",), [second]),
         (("10", "01"), [first, tenth]),
-        (("02_b", "notebooks/02_b.ipynb"), [second]),
+        (("02_b", "02_b.ipynb", str(second)), [second]),
     ]:
         assert notebooks.find_notebooks(names, tmp_path) == expected
     with pytest.raises(ValueError, match=r"notebook: got '3'; there are 01_a, 02_b, 10_c"):

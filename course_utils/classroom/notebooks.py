@@ -39,12 +39,14 @@ def find_notebooks(names: Sequence[str] = (), folder: Path = ROOT / "notebooks")
     """The notebooks of `folder` that `names` mean ("1", "01", "01_weight_norm_bias", a path), or all; in order.
 
     Raises:
-        ValueError: a name that means none.
+        ValueError: a name that means none, or a path of another file, whatever that is called.
     """
     here = sorted(folder.glob("*.ipynb"))
     chosen = set()
     for name in names:
-        stem = Path(name).stem
+        stem, path = Path(name).stem, Path(name)
+        if path.name != name and path.resolve().parent != folder.resolve():  # a path, and not one of ours
+            raise ValueError(f"notebook: got {name!r}; allowed: a notebook in {folder.name}/, or its number")
         prefix = f"{int(stem):02d}_" if stem.isdecimal() else None
         matches = [p for p in here if p.stem == stem or (prefix and p.stem.startswith(prefix))]
         if not matches:

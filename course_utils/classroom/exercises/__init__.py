@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...runtime import say
+from ..progress import remember
 
 
 class Todo(Exception):
@@ -52,7 +53,8 @@ def find(number: str) -> Exercise:
 
 
 def check(number: str, answer: Callable) -> None:
-    """Print one line: not attempted yet, right, or what is wrong and by how much.
+    """Print one line: not attempted yet, right, or what is wrong and by how much. What is right is remembered
+    (`classroom/progress.py`).
 
     With COURSE_REQUIRE_SOLUTIONS=1 in the environment anything but a right answer raises `Wrong`: for tests and for
     teachers who collect answers.
@@ -61,6 +63,8 @@ def check(number: str, answer: Callable) -> None:
     line, done = _verdict(number, exercise, answer)
     if not done and os.environ.get("COURSE_REQUIRE_SOLUTIONS"):
         raise Wrong(line)
+    if done:
+        remember(number)
     say(line)
 
 
