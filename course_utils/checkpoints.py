@@ -139,6 +139,43 @@ def describe(name: str, part: Any, known: frozenset[int] = frozenset()) -> dict[
     }
 
 
+def training_settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint remembers of them, so that another training does not go on from it."""
+    tell(0, parts["sampler"], parts["loss"])  # as they are before training
+    known = frozenset(map(id, (*model.parameters(), *model.buffers(), *model.modules())))  # their values are kept
+    found = {
+        "optimizer": type(optimizer).__name__,
+        **optimizer.defaults,
+        "trainable": sum(w.requires_grad for w in model.parameters()),
+        "groups": {name: dict(own) for name, own in (groups or {}).items()} or None,
+        "counts": train.counts.tolist(),
+        "images": train.digest(),
+        **describe("frozen", [name for name, weight in model.named_parameters() if not weight.requires_grad]),
+    }
+    for name, part in parts.items():
+        found |= describe(name, part, known)
+    layers = {name: {"type": type(m).__name__} | code_of(type(m)) | _plain(m) for name, m in model.named_modules()}
+    return found | describe("network", layers, known)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Numbers, names and functions that a layer was made with: what the shapes of its weights do not show."""
+    kinds = bool | int | float | str | tuple | types.FunctionType | types.MethodType
+    return {k: v for k, v in vars(module).items() if isinstance(v, kinds) and k != "training"}
+
+
+def tell(epoch: int, *parts) -> None:
+    """Samplers and losses that change over time which epoch begins."""
+    for part in parts:
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+
+
+def name_of(part) -> str:
+    """Of a function or of an object's class."""
+    return getattr(part, "__name__", type(part).__name__)
+
+
 def _inside(part: Any) -> tuple[str, dict[str, Any]]:
     """The name of a thing, and the things it is made of."""
     if isinstance(part, partial):

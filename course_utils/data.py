@@ -1,17 +1,18 @@
-"""Labelled images as one uint8 tensor, where they come from, and how to cut a long tail out of them.
+"""Labelled data, where they come from, and how to cut a long tail out of them.
 
-A whole training set of this course fits into memory, so it is one tensor on the device and no file is opened
-during training. `load_images()` reads Letters (ships with the course), Fashion-MNIST, CIFAR-10, CIFAR-100, or a
-folder of your own images.
+A whole training set of letters fits into memory, so it is one uint8 tensor on the device, and no file is opened
+during training. Pictures too large for that are `photos.Photos`, and texts are `texts.LabeledTexts`. `load_images()`
+reads Letters (ships with the course), Fashion-MNIST, CIFAR-10, CIFAR-100, or a folder of your own images.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,41 +21,64 @@ from .checks import of_classes, whole
 from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
 from .runtime import digest, located, require, tensor_digest
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on
 
-@dataclass(frozen=True)
-class LabeledImages:
-    """Images and their labels.
+Some = TypeVar("Some", bound="Labeled")
 
-    images: uint8 (N, channels, H, W), 0 to 255. labels: int64 (N,), 0 to C - 1, on the same device.
-    class_names: C names. A dataset also works with `torch.utils.data.DataLoader`.
+
+class Labeled:
+    """What all data of this course have in common, whatever an input is: an image, a feature vector, a text, a file.
+
+    labels: int64 (N,), 0 to C - 1, on the device where training happens. class_names: C names.
+
+    A child names its tensor of N inputs in `KIND`, or says itself how `subset()`, `stream()` and the like find them.
+    `fit()`, `predict()`, `extract_features()`, the samplers and the methods take every child.
     """
 
-    images: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
+    KIND: ClassVar[str]
+    augmentation: ClassVar[Any] = None  # what `fit(augment="usual")` does with them; images in memory: `random_shift`
+    reading_batch: ClassVar[int] = 512  # how many are read at once where no gradients are needed
+
+    if TYPE_CHECKING:  # fields of each child
+
+        @property
+        def labels(self) -> Tensor: ...
+
+        @property
+        def class_names(self) -> tuple[str, ...]: ...
 
     def __post_init__(self):
-        images, labels = self.images, self.labels
-        pixels = images.ndim == 4 and images.dtype == torch.uint8
-        seen = f"{images.dtype} of shape {tuple(images.shape)}"
-        require(pixels, "images", seen, "uint8 of shape (N, channels, H, W)")
-        require(labels.shape == images.shape[:1], "labels", f"shape {tuple(labels.shape)}", f"({len(images)},)")
-        where = f"{labels.device} beside images on {images.device}"
-        require(labels.device == images.device, "labels", where, "one device")
-        require(labels.dtype == torch.int64, "labels", labels.dtype, "int64")
+        inputs, labels = self.inputs, self.labels
+        require(labels.shape == inputs.shape[:1], "labels", f"shape {tuple(labels.shape)}", f"({len(inputs)},)")
+        where = f"{labels.device} beside {self.KIND} on {inputs.device}"
+        require(labels.device == inputs.device, "labels", where, "one device")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        require(self.labels.dtype == torch.int64, "labels", self.labels.dtype, "int64")
         once = len(set(self.class_names)) == self.num_classes
         require(once, "class_names", ", ".join(self.class_names), "every name once")
         class_counts(self.labels, self.num_classes)
 
+    @property
+    def inputs(self) -> Tensor:
+        return getattr(self, self.KIND)
+
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.images.shape[1:]))
-        return f"LabeledImages({len(self)} images of {shape}, {self.num_classes} classes, on {self.labels.device})"
+        shape = " x ".join(map(str, self.inputs.shape[1:]))
+        what = f"{len(self)} {self.KIND} of {shape}"
+        return f"{type(self).__name__}({what}, {self.num_classes} classes, on {self.device})"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
+        return self.inputs[index], self.labels[index]
+
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
 
     @property
     def num_classes(self) -> int:
@@ -62,20 +86,20 @@ class LabeledImages:
 
     @property
     def counts(self) -> Tensor:
-        """int64 (C,): how many images each class has."""
+        """int64 (C,): how many inputs each class has."""
         return class_counts(self.labels, self.num_classes)
 
-    def subset(self, indices: Tensor) -> LabeledImages:
-        """The images at `indices`, in that order; or those where a bool mask (N,) is True."""
+    def subset(self, indices: Tensor) -> Self:
+        """Those at `indices`, in that order; or those where a bool mask (N,) is True."""
         indices = torch.as_tensor(indices, device=self.labels.device)
         if indices.dtype != torch.bool:  # uint8 would be a mask for torch
             indices = whole("indices", indices if indices.numel() else indices.long(), len(self))
         fits = indices.dtype != torch.bool or indices.shape == self.labels.shape
         require(fits, "indices", f"a mask of shape {tuple(indices.shape)}", f"({len(self)},)")
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        return self._with(self._chosen(indices), labels=self.labels[indices])
 
-    def only(self, class_names: Sequence[str]) -> LabeledImages:
-        """The images of some classes, relabelled 0, 1, ... in the order of `class_names`."""
+    def only(self, class_names: Sequence[str]) -> Self:
+        """Those of some classes, relabelled 0, 1, ... in the order of `class_names`."""
         unknown = [name for name in class_names if name not in self.class_names]
         some = len(class_names) and not unknown
         require(some, "class_names", unknown or "none", f"some of {', '.join(self.class_names)}")
@@ -83,15 +107,74 @@ class LabeledImages:
         chosen = [self.class_names.index(name) for name in class_names]
         new_label[chosen] = torch.arange(len(chosen), device=self.labels.device)
         labels = new_label[self.labels]
-        return LabeledImages(self.images[labels >= 0], labels[labels >= 0], tuple(class_names))
+        return self._with(self._chosen(labels >= 0), labels=labels[labels >= 0], class_names=tuple(class_names))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device. Do this once, before training."""
+        return self._with(self.inputs.to(device), labels=self.labels.to(device))
 
     def digest(self) -> str:
-        """16 hexadecimal digits of SHA-256 over class names, labels and pixels, the same on every device."""
-        return digest(self.class_names, tensor_digest(self.labels), tensor_digest(self.images))
+        """16 hexadecimal digits of SHA-256 over class names, labels and inputs, the same on every device."""
+        return digest(self.class_names, tensor_digest(self.labels), tensor_digest(self.inputs))
 
-    def to(self, device: torch.device | str) -> LabeledImages:
-        """The same on another device. Do this once, before training."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+    def stream(
+        self, parts: Iterable[Tensor], augment: Any = None, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
+        """The inputs of each part, places (B,), on the device of the labels; `augment` as `training.fit()` has it."""
+        for part in parts:
+            inputs = self._chosen(part)
+            yield inputs if augment is None else augment(inputs, generator)
+
+    def _chosen(self, places: Tensor) -> Any:
+        return self.inputs[places]
+
+    def _with(self, inputs: Any, **fields) -> Self:
+        kept: Any = self
+        return replace(kept, **{self.KIND: inputs}, **fields)
+
+
+@dataclass(frozen=True, repr=False)
+class LabeledImages(Labeled):
+    """Images in memory and their labels.
+
+    images: uint8 (N, channels, H, W), 0 to 255. labels: int64 (N,), 0 to C - 1, on the same device.
+    class_names: C names. A dataset also works with `torch.utils.data.DataLoader`.
+    """
+
+    KIND: ClassVar[str] = "images"
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        images = self.images
+        pixels = images.ndim == 4 and images.dtype == torch.uint8
+        seen = f"{images.dtype} of shape {tuple(images.shape)}"
+        require(pixels, "images", seen, "uint8 of shape (N, channels, H, W)")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, repr=False)
+class LabeledFeatures(Labeled):
+    """Features of a network that stays as it is, computed once, and the labels of their images.
+
+    features: floats (N, D), finite. labels: int64 (N,), 0 to C - 1, on the same device. class_names: C names. With
+    `networks.OnlyHead(D)` as the network, every method of the course is a head on them.
+    """
+
+    KIND: ClassVar[str] = "features"
+
+    features: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        features = self.features
+        seen = f"{features.dtype} of shape {tuple(features.shape)}"
+        require(features.ndim == 2 and features.is_floating_point(), "features", seen, "floats of shape (N, D)")
+        require(features.isfinite().all(), "features", "NaN or infinity", "finite numbers")
+        super().__post_init__()
 
 
 def class_counts(labels: Tensor, num_classes: int) -> Tensor:
@@ -106,7 +189,7 @@ def class_counts(labels: Tensor, num_classes: int) -> Tensor:
 # ---- a long tail cut out of a dataset --------------------------------------------------------------------------------
 
 
-def long_tailed(dataset: LabeledImages, counts: Sequence[int], *, seed: int) -> LabeledImages:
+def long_tailed(dataset: Some, counts: Sequence[int], *, seed: int) -> Some:
     """Keep counts[j] random images of class j.
 
     The subset depends on `seed` alone, and a smaller count keeps a part of what a larger count keeps.
@@ -127,7 +210,7 @@ def long_tailed(dataset: LabeledImages, counts: Sequence[int], *, seed: int) -> 
     return dataset.subset(torch.cat(kept))
 
 
-def hold_out(dataset: LabeledImages, share: float, *, seed: int) -> tuple[LabeledImages, LabeledImages]:
+def hold_out(dataset: Some, share: float, *, seed: int) -> tuple[Some, Some]:
     """Split every class: (the rest, about `share` of each class). For data that come without a validation split.
 
     At least one image of each class stays in the rest; a rare class may have none held out.
@@ -143,7 +226,7 @@ def hold_out(dataset: LabeledImages, share: float, *, seed: int) -> tuple[Labele
     return dataset.subset((~held).nonzero()[:, 0]), dataset.subset(held.nonzero()[:, 0])
 
 
-def set_aside(dataset: LabeledImages, per_class: int, *, seed: int) -> tuple[LabeledImages, LabeledImages]:
+def set_aside(dataset: Some, per_class: int, *, seed: int) -> tuple[Some, Some]:
     """Split off `per_class` random images of every class: (the rest, those). For validation before a tail is cut.
 
     Raises:

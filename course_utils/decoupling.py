@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import floats, sums
-from .data import LabeledImages, class_counts
+from .data import Labeled, class_counts
 from .heads import positive_norms
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler
-from .training import SGD, Augmentation, cosine_schedule, fit, random_shift
+from .training import SGD, cosine_schedule, fit
 
 # ---- tau-normalization: nothing is trained ---------------------------------------------------------------------------
 
@@ -272,10 +272,10 @@ def retrain_classifier(features: Tensor, labels: Tensor, num_classes: int, *, se
 
 def retrain_end_to_end(
     model: ImageClassifier,
-    train: LabeledImages,
+    train: Labeled,
     *,
     epochs: int = 10,
-    augment: Augmentation | None = random_shift,
+    augment: Any = "usual",
     sampler: EpochSampler | None = None,
     seed: int = 0,
     **settings,

@@ -120,14 +120,14 @@ def train_base(
     torch's global generator is left as it was.
     """
     arm = Arm(head, last_relu=last_relu)
-    with keeping_random_state(train.images.device) as reseed:
+    with keeping_random_state(train.device) as reseed:
         reseed(seed)
         model = network(train.num_classes)
         if not arm.keeps_last_relu:
             _remove_last_relu(model.backbone)
         if head == "cosine":
             model.head = CosineClassifier(model.feature_dim, train.num_classes, scale=scale)
-    model.to(train.images.device)
+    model.to(train.device)
     fit(model, train, epochs=epochs, batch_size=batch_size, lr=lr, augment=augment, seed=seed, progress=False)
     return model
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .data import LabeledImages
+from .data import Labeled
 from .decoupling import (
     LearnableWeightScaling,
     NearestClassMean,
@@ -50,7 +50,7 @@ from .networks import ImageClassifier, SmallCNN
 from .openworld import second_stage
 from .runtime import keeping_random_state, require
 from .sampling import ClassBalancedSampler, DeferredResampler, ProgressivelyBalancedSampler, SquareRootSampler
-from .training import Augmentation, cosine_schedule, evaluating, extract_features, fit, predict, random_shift
+from .training import cosine_schedule, evaluating, extract_features, fit, predict
 
 TAUS = tuple(t / 10 for t in range(21))
 HEAD_EPOCHS = (5, 10, 20)
@@ -73,15 +73,15 @@ class Setting:
         checkpoint: beginning of the names of the files that a training keeps while it runs, or None.
     """
 
-    train: LabeledImages
-    validation: LabeledImages | None = None
+    train: Labeled
+    validation: Labeled | None = None
     network: Callable[[int], ImageClassifier] = SmallCNN
     epochs: int = 20
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    augment: Augmentation | None = random_shift
+    augment: Any = "usual"
     schedule: Callable[[int, int], float] = cosine_schedule
     defer_at: float = 0.8
     precision: torch.dtype = torch.float32
@@ -365,12 +365,12 @@ class Trained:
     chosen: dict[str, Any]
     cost: dict[str, float]
 
-    def logits(self, dataset: LabeledImages) -> Tensor:
+    def logits(self, dataset: Labeled) -> Tensor:
         """float32 (N, C) of all images of a dataset, which has to be where the training set was."""
         return predict(self.model, dataset)
 
 
-def all_logits(trained: Mapping[str, Trained], dataset: LabeledImages) -> dict[str, Tensor]:
+def all_logits(trained: Mapping[str, Trained], dataset: Labeled) -> dict[str, Tensor]:
     """`Trained.logits()` of several methods; those that share a backbone run the images through it once."""
     found, features = {}, {}
     for name, one in trained.items():
@@ -385,7 +385,7 @@ def all_logits(trained: Mapping[str, Trained], dataset: LabeledImages) -> dict[s
     return found
 
 
-def train_method(name: str, train: LabeledImages, validation: LabeledImages | None = None, **setting) -> Trained:
+def train_method(name: str, train: Labeled, validation: Labeled | None = None, **setting) -> Trained:
     """Train one method of `METHODS`; `setting`: network, epochs, seed ..., as in `Setting`.
 
         trained = train_method("LDAM + DRW", train, validation, epochs=20, seed=0)
@@ -398,7 +398,7 @@ def train_method(name: str, train: LabeledImages, validation: LabeledImages | No
 
 
 def train_methods(
-    names: Iterable[str], train: LabeledImages, validation: LabeledImages | None = None, **setting
+    names: Iterable[str], train: Labeled, validation: Labeled | None = None, **setting
 ) -> dict[str, Trained]:
     """The same for several methods; those that start from one training share it, so it is done once."""
     setting = Setting(train=train, validation=validation, **setting)

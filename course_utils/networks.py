@@ -7,6 +7,7 @@ logits. Methods of the course change the head, the loss or the sampler, and leav
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -126,6 +127,91 @@ class ResNet32(ImageClassifier):
         for module in self.modules() if head is None else self.backbone.modules():  # a given head stays as it is
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+
+
+# ---- EfficientNet-Lite0, in the names of its published file ----------------------------------------------------------
+
+
+class _SameConv(nn.Conv2d):
+    """Convolution whose map is ceil(length / stride) long; of an odd number of zeros, one more is right and below."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (kernel, _), (stride, _) = self.kernel_size, self.stride
+        missing = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in x.shape[-2:]]
+        before = [zeros // 2 for zeros in missing]
+        if any(zeros % 2 for zeros in missing):
+            (top, left), (high, wide) = before, missing
+            x, before = F.pad(x, (left, wide - left, top, high - top)), [0, 0]
+        return F.conv2d(x, self.weight, None, self.stride, before, 1, self.groups)
+
+
+def _normalization(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class _Inverted(nn.Module):
+    """1x1 to more channels, one k x k filter for each of them, 1x1 to fewer (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, factor: int):
+        super().__init__()
+        wide = factor * inputs
+        if factor > 1:
+            self._expand_conv, self._bn0 = _SameConv(inputs, wide, 1), _normalization(wide)
+        self._depthwise_conv, self._bn1 = _SameConv(wide, wide, kernel, stride, wide), _normalization(wide)
+        self._project_conv, self._bn2 = _SameConv(wide, outputs, 1), _normalization(outputs)
+        self.widens, self.adds = factor > 1, stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.adds else y
+
+
+class EfficientNetLite0(nn.Module):
+    """(B, 3, H, W) to (B, 1280): EfficientNet-B0 (Tan & Le 2019, table 1) without squeeze-and-excitation, with ReLU6."""
+
+    STAGES = (  # blocks, outputs, kernel, stride of the first block, factor
+        (1, 16, 3, 1, 1),
+        (2, 24, 3, 2, 6),
+        (2, 40, 5, 2, 6),
+        (3, 80, 3, 2, 6),
+        (3, 112, 5, 1, 6),
+        (4, 192, 5, 2, 6),
+        (1, 320, 3, 1, 6),
+    )
+
+    def __init__(self):
+        super().__init__()
+        self._conv_stem, self._bn0 = _SameConv(3, 32, 3, 2), _normalization(32)
+        self._blocks, channels = nn.ModuleList(), 32
+        for blocks, outputs, kernel, stride, factor in self.STAGES:
+            for block in range(blocks):
+                self._blocks.append(_Inverted(channels, outputs, kernel, 1 if block else stride, factor))
+                channels = outputs
+        self._conv_head, self._bn1 = _SameConv(channels, 1280, 1), _normalization(1280)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
+            x = block(x)
+        return F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
+
+
+@dataclass(frozen=True)
+class OnlyHead:
+    """For `LabeledFeatures`: the features are there already, and only a head learns. A network for `methods.Setting`.
+
+    feature_dim: D. `OnlyHead(D)(C)` is an `ImageClassifier` whose backbone hands its (B, D) input on.
+    """
+
+    feature_dim: int
+
+    def __call__(self, num_classes: int) -> ImageClassifier:
+        return ImageClassifier(nn.Identity(), self.feature_dim, num_classes)
 
 
 NETWORKS: dict[str, Callable] = {  # {name: function of one image's shape -> a class, as `methods.Setting` takes it}

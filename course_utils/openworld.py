@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import floats, of_classes, whole
-from .data import LabeledImages
+from .data import Labeled
 from .decoupling import class_means
 from .metrics import confidence_of, open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
 from .networks import ImageClassifier
 from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler
-from .training import evaluating, extract_features, fit, to_float
+from .training import evaluating, extract_features, first_input, fit
 
 
 def centroid_distances(features: Tensor, centroids: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class CentroidObjective:
 
 def second_stage(
     model: ImageClassifier,
-    train: LabeledImages,
+    train: Labeled,
     parts: Sequence[str] | None = PARTS,
     *,
     epochs: int = 10,
@@ -279,7 +279,7 @@ def second_stage(
 
 
 def with_parts(
-    model: ImageClassifier, train: LabeledImages, parts: Sequence[str] = PARTS, *, scale: float = 16.0, seed: int = 0
+    model: ImageClassifier, train: Labeled, parts: Sequence[str] = PARTS, *, scale: float = 16.0, seed: int = 0
 ) -> ImageClassifier:
     """A copy of a stage-1 network with parts of OLTR, as stage 2 starts: not trained yet.
 
@@ -303,7 +303,7 @@ def with_parts(
             reach=(nearest.mean() / features.norm(dim=1).mean()).item(),
             **{f"use_{part}": part in parts for part in PARTS[:3]},
         )
-        return with_attention(model, to_float(train.images[:1])) if "attention" in parts else model
+        return with_attention(model, first_input(train)) if "attention" in parts else model
 
 
 class ModulatedAttention(nn.Module):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -224,3 +225,38 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     """The same for type, shape and numbers of a tensor, on any device."""
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return digest(str(tensor.dtype), tuple(tensor.shape), raw)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """One safetensors file, whole or not there: tensors, plain values for JSON that say what they are, and a digest."""
+    from safetensors.torch import save
+
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    text = json.dumps(about)
+    data = save(copies, {"about": text, "digest": _digest_of_all(text, copies)})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(about, tensors) of a file that `write_tensors()` wrote; reading it runs no code of the file.
+
+    Raises:
+        ValueError: there is no such file, it is another program's, or a part of it is not as it was written.
+    """
+    from safetensors import safe_open
+
+    path = located(path)
+    try:
+        with safe_open(path, "pt") as file:
+            found = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        about = json.loads(found["about"])
+    except Exception as error:
+        raise ValueError(f"{path} is missing, damaged or no file of this course ({type(error).__name__})") from error
+    same = found.get("digest") == _digest_of_all(found["about"], tensors)
+    require(same, "digest", f"another one in {path}", "a file that is as it was written")
+    return about, tensors
+
+
+def _digest_of_all(text: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    return digest(text, sorted((name, tensor_digest(value)) for name, value in tensors.items()))

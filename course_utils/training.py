@@ -10,7 +10,6 @@ import copy
 import inspect
 import math
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 from torch.utils.data import Sampler
 
-from .checkpoints import code_of, describe, load_checkpoint, save_checkpoint
-from .data import LabeledImages
+from .checkpoints import load_checkpoint, name_of, save_checkpoint, tell, training_settings
+from .data import Labeled, LabeledImages
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, progress_bar, require
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch
@@ -65,28 +64,32 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Batches:
-    """Iterate over (float images, labels), already on the dataset's device.
+    """Iterate over (inputs, labels), already on the dataset's device: float images, or what else the data are.
 
     Args:
         dataset: on the device where training happens.
         batch_size: B; the last batch of an epoch may be smaller.
         sampler: which images an epoch shows, in which order; by default all, in their order.
-        augment: function (uint8 images, generator) -> uint8 images.
+        augment: as `fit()` has it; none by default.
         generator: CPU generator for `augment`.
     """
 
     def __init__(
         self,
-        dataset: LabeledImages,
+        dataset: Labeled,
         batch_size: int,
         *,
         sampler: Sampler | None = None,
-        augment: Augmentation | None = None,
+        augment: Any = None,
         generator: torch.Generator | None = None,
     ):
         require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        self.dataset, self.batch_size, self.sampler, self.augment = dataset, batch_size, sampler, augment
+        self.dataset, self.batch_size, self.sampler = dataset, batch_size, sampler
+        self.augment = augment if augment != "usual" else self._usual()
         self.generator = generator or torch.Generator()
+
+    def _usual(self) -> Any:
+        return random_shift if isinstance(self.dataset, LabeledImages) else self.dataset.augmentation
 
     def __len__(self) -> int:
         shown: Any = self.dataset if self.sampler is None else self.sampler  # torch's Sampler declares no length
@@ -96,18 +99,17 @@ class Batches:
         return ((images, labels) for images, labels, _ in self.with_indices())
 
     def with_indices(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(float images, labels, their places in the dataset), for what is stored beside the images."""
+        """(inputs, labels, their places in the dataset), for what is stored beside the images."""
         data = self.dataset
         if self.sampler is None:
             order = torch.arange(len(data))
         else:  # the samplers of this course give the whole epoch at once; any other one is asked index by index
             whole = getattr(self.sampler, "indices", None)
             order = whole() if callable(whole) else torch.tensor(list(self.sampler))
-        for part in order.to(data.labels.device).split(self.batch_size):
-            images = data.images[part]
-            if self.augment is not None:
-                images = self.augment(images, self.generator)
-            yield to_float(images), data.labels[part], part
+        parts = order.to(data.device).split(self.batch_size)
+        inputs = data.stream(parts, self.augment, self.generator)
+        for part, batch in zip(parts, inputs, strict=True):
+            yield to_float(batch) if batch.dtype == torch.uint8 else batch, data.labels[part], part
 
 
 # ---- schedules: pure functions of (epoch, epochs), epochs counted from 0 ---------------------------------------------
@@ -198,7 +200,7 @@ class SGD:
 
 def fit(
     model: nn.Module,
-    train: LabeledImages,
+    train: Labeled,
     *,
     epochs: int = 20,
     batch_size: int = 64,
@@ -210,7 +212,7 @@ def fit(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     objective: Objective | None = None,
     sampler: EpochSampler | None = None,
-    augment: Augmentation | None = random_shift,
+    augment: Any = "usual",
     schedule: Callable[[int, int], float] = cosine_schedule,
     precision: torch.dtype = torch.float32,
     seed: int = 0,
@@ -237,7 +239,8 @@ def fit(
         objective: instead of `loss`, for methods that need more than logits: function (model, float images, labels,
             indices into train) -> scalar.
         sampler: instance-balanced by default.
-        augment: function (uint8 images, generator) -> uint8 images, or None.
+        augment: function (uint8 images, generator) -> uint8 images, None, or "usual": what these data usually get,
+            `random_shift` for images in memory, a random part for photographs, nothing for features.
         schedule: function (epoch, epochs) -> factor of lr, a pure function.
         precision: dtype for autocast, `run.precision`; float32 means no autocast.
         seed: order, augmentation and dropout of epoch e depend on (seed, e) alone. Torch's generators are left as
@@ -256,15 +259,15 @@ def fit(
             network, other settings or other first weights wrote.
         FloatingPointError: the loss became NaN or infinite.
     """
-    _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler)
+    _check_arguments(model, train, epochs, batch_size, lr, groups or {}, loss, objective, sampler, augment)
     device = device_of(model)
     sampler = InstanceBalancedSampler(train.labels, seed=seed) if sampler is None else sampler
     batches = Batches(train, batch_size, sampler=sampler, augment=augment)
     loss = loss.to(device) if isinstance(loss, nn.Module) else loss or nn.CrossEntropyLoss()
     updates = _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups)
     parts: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": precision}
-    parts |= {"sampler": sampler, "loss": objective or loss, "augment": augment, "schedule": schedule}
-    settings = {} if checkpoint is None else _settings(model, train, updates, groups, parts)
+    parts |= {"sampler": sampler, "loss": objective or loss, "augment": batches.augment, "schedule": schedule}
+    settings = {} if checkpoint is None else training_settings(model, train, updates, groups, parts)
     history, start = load_checkpoint(checkpoint, model, updates, loss, settings)
 
     objective = objective or (lambda model, images, labels, _indices: loss(model(images), labels))
@@ -273,7 +276,7 @@ def fit(
         for epoch in range(len(history), epochs):
             started, rate = time.perf_counter(), lr * schedule(epoch, epochs)
             set_rate(updates, rate)
-            _tell(epoch, sampler, loss, objective)
+            tell(epoch, sampler, loss, objective)
             seed_torch(seed * 1_000_003 + epoch)
             batches.generator.manual_seed(seed * 1_000_003 + epoch)
             mean_loss = _one_epoch(model, batches, objective, updates, precision)
@@ -287,12 +290,14 @@ def fit(
     return history
 
 
-def _check_arguments(model, train, epochs, batch_size, lr, groups, loss, objective, sampler) -> None:
+def _check_arguments(model, train, epochs, batch_size, lr, groups, loss, objective, sampler, augment) -> None:
     device, made_for = device_of(model), len(getattr(sampler, "labels", train))
     require(epochs >= 1, "epochs", epochs, "at least 1")
     require(0 < lr < math.inf, "lr", lr, "above 0")
-    where = f"images on {train.images.device}, model on {device}"
-    require(train.images.device == device, "train", where, f"one device, as of train.to({str(device)!r})")
+    known = augment == "usual" or not isinstance(augment, str)
+    require(known, "augment", repr(augment), "a function, None or 'usual'")
+    where = f"{train.KIND} on {train.device}, model on {device}"
+    require(train.device == device, "train", where, f"one device, as of train.to({str(device)!r})")
     require(made_for == len(train), "sampler", f"one for {made_for} images", f"one for the {len(train)} of train")
     require(loss is None or objective is None, "objective", "one beside a loss", "one of them")
     for name, part in (("loss", loss), ("objective", objective), ("sampler", sampler)):
@@ -317,7 +322,7 @@ def _check_last_batch(model, train, batch_size, sampler) -> None:
         _in_training_mode(trial)
         try:
             with keeping_random_state(device_of(model)), torch.no_grad():
-                trial(to_float(train.images[:1]))
+                trial(first_input(train))
         except ValueError as error:
             seen = f"{batch_size} for {shown} images, so one image is a batch of its own"
             require(False, "batch_size", seen, f"another one: batch normalization needs two images ({error})")
@@ -330,46 +335,23 @@ def _made_optimizer(optimizer, model, lr, momentum, weight_decay, groups):
         return SGD(model, 0.9 if momentum is None else momentum, weight_decay, groups)
     takes = inspect.signature(optimizer).parameters.keys() if callable(optimizer) else set()
     allowed = "None, or a class with lr and weight_decay such as torch.optim.AdamW"
-    require(takes >= {"lr", "weight_decay"}, "optimizer", _name(optimizer), allowed)
-    require(momentum is None or "momentum" in takes, "momentum", momentum, f"None: {_name(optimizer)} has no momentum")
+    require(takes >= {"lr", "weight_decay"}, "optimizer", name_of(optimizer), allowed)
+    require(
+        momentum is None or "momentum" in takes, "momentum", momentum, f"None: {name_of(optimizer)} has no momentum"
+    )
     own = {} if momentum is None else {"momentum": momentum}
     return optimizer(parameter_groups(model, weight_decay, groups), lr=lr, weight_decay=weight_decay, **own)
 
 
-def _settings(model, train, optimizer, groups, parts: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint remembers of them, so that another training does not go on from it."""
-    _tell(0, parts["sampler"], parts["loss"])  # as they are before training
-    known = frozenset(map(id, (*model.parameters(), *model.buffers(), *model.modules())))  # their values are kept
-    found = {
-        "optimizer": type(optimizer).__name__,
-        **optimizer.defaults,
-        "trainable": sum(w.requires_grad for w in model.parameters()),
-        "groups": {name: dict(own) for name, own in (groups or {}).items()} or None,
-        "counts": train.counts.tolist(),
-        "images": train.digest(),
-        **describe("frozen", [name for name, weight in model.named_parameters() if not weight.requires_grad]),
-    }
-    for name, part in parts.items():
-        found |= describe(name, part, known)
-    layers = {name: {"type": type(m).__name__} | code_of(type(m)) | _plain(m) for name, m in model.named_modules()}
-    return found | describe("network", layers, known)
+def freeze_statistics(model: nn.Module) -> nn.Module:
+    """From now on `fit()` leaves the means and variances of batch normalization as they are; the same model.
 
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Numbers, names and functions that a layer was made with: what the shapes of its weights do not show."""
-    kinds = bool | int | float | str | tuple | types.FunctionType | types.MethodType
-    return {k: v for k, v in vars(module).items() if isinstance(v, kinds) and k != "training"}
-
-
-def _name(part) -> str:
-    """Of a function or of an object's class."""
-    return getattr(part, "__name__", type(part).__name__)
-
-
-def _tell(epoch: int, *parts) -> None:
-    for part in parts:
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+    For fine-tuning, where small batches of new images would spoil what millions of others gave; weights still learn.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            vars(module)["frozen_statistics"] = True
+    return model
 
 
 def _in_training_mode(model: nn.Module) -> None:
@@ -377,7 +359,7 @@ def _in_training_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
         own = list(module.parameters())
-        if own and not any(p.requires_grad for p in own):
+        if getattr(module, "frozen_statistics", False) or (own and not any(p.requires_grad for p in own)):
             module.eval()
 
 
@@ -433,18 +415,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 # ---- reading a trained network ---------------------------------------------------------------------------------------
 
 
-def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+def first_input(dataset: Labeled) -> Tensor:
+    """What a network reads of the first of them, (1, ...): to see a shape, or to try a network."""
+    return next(iter(Batches(dataset.subset(torch.zeros(1, dtype=torch.int64)), 1)))[0]
+
+
+def _over_batches(function: Callable[[Tensor], Tensor], model: nn.Module, data: Labeled, size: int | None) -> Tensor:
     with evaluating(model):
-        found = torch.cat([function(to_float(part)).float() for part in images.split(batch_size)])
+        found = torch.cat([function(part).float() for part, _ in Batches(data, size or data.reading_batch)])
     require(not found.isnan().any(), "model", "NaN in its answers", "a network that gives numbers")  # argmax would not
     return found
 
 
-def predict(model: nn.Module, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
+def predict(model: nn.Module, dataset: Labeled, *, batch_size: int | None = None) -> Tensor:
     """Logits float32 (N, C) of all images, in evaluation mode, without augmentation; a ValueError for NaN."""
-    return _over_batches(model, model, dataset.images, batch_size)
+    return _over_batches(model, model, dataset, batch_size)
 
 
-def extract_features(model: ImageClassifier, dataset: LabeledImages, *, batch_size: int = 512) -> Tensor:
+def extract_features(model: ImageClassifier, dataset: Labeled, *, batch_size: int | None = None) -> Tensor:
     """Features float32 (N, D) of all images, in evaluation mode, without augmentation; a ValueError for NaN."""
-    return _over_batches(model.features, model, dataset.images, batch_size)
+    return _over_batches(model.features, model, dataset, batch_size)

@@ -437,7 +437,7 @@ CASES = {
     "data.LabeledImages": Case(
         lambda c, labels: images_of(c, labels).counts, "C", nothing=0, fixed="", labels="class N"
     ),
-    "data.LabeledImages.subset": Case(
+    "data.Labeled.subset": Case(
         lambda c, indices: images_of(c, torch.arange(c).to(indices.device)).subset(indices).labels,
         "class N",
         order="N",
@@ -494,6 +494,8 @@ CASES = {
 }
 
 NOT_HERE = {
+    "data.LabeledFeatures.__init__": "any width is right; the rest is in test_labeled.py",
+    "data.Labeled.stream": "called by Batches with places that it counted",
     "checks.floats": "what all of these take their arguments through",
     "checks.sums": "of values and groups that were checked",
     "runtime.on_cpu": "reads no number",

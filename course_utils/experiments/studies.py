@@ -33,10 +33,10 @@ from ..data import (
     set_aside,
     step_counts,
 )
-from ..files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import best_temperature, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import NETWORKS
+from ..picture_files import pictures_of, splits_of
 from ..runtime import choose_device, digest, located, require
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
 from .cells import differences, plain

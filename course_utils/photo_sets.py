@@ -1,0 +1,127 @@
+"""Four published data sets of photographs as they lie on disk, with the numbers that were published of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .files import roots_for
+from .photos import USUAL, Photos, View
+from .picture_files import Found, class_folders, in_list, listed, pictures_of
+from .runtime import located, require
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set as its authors describe it: what lies where, and what it counts."""
+
+    folder: str
+    file: str  # its list, with "train", "val" or "test" for {}
+    pictures: str
+    counts: Mapping[str, tuple[int, int, int, int]]  # of each split: images, classes, most and fewest of a class
+
+
+PUBLISHED = {
+    "tiny-imagenet": Published(
+        "tiny-imagenet-200",
+        "wnids.txt",
+        "train/CLASS/images, val/images and val/val_annotations.txt",
+        {"train": (100_000, 200, 500, 500), "validation": (10_000, 200, 50, 50)},
+    ),
+    "imagenet-lt": Published(
+        "ImageNet_LT",
+        "ImageNet_LT_{}.txt",
+        "train/CLASS and val/CLASS of ImageNet",
+        {"train": (115_846, 1000, 1280, 5), "validation": (20_000, 1000, 20, 20), "test": (50_000, 1000, 50, 50)},
+    ),
+    "places-lt": Published(
+        "Places_LT",
+        "Places_LT_{}.txt",
+        "train/CLASS and val/CLASS of Places365",
+        {"train": (62_500, 365, 4980, 5), "validation": (7_300, 365, 20, 20), "test": (36_500, 365, 100, 100)},
+    ),
+    "inaturalist-2018": Published(
+        "iNaturalist18",
+        "iNaturalist18_{}.txt",
+        "train_val2018/GROUP/CLASS",
+        {"train": (437_513, 8142, 1000, 2), "validation": (24_426, 8142, 3, 3)},
+    ),
+}
+
+
+def load_photos(
+    name: str,
+    split: str,
+    *,
+    root: str | Path | None = None,
+    view: View = USUAL,
+    workers: int = 0,
+    published: Mapping[str, Published] = PUBLISHED,
+) -> Photos:
+    """One split of a published data set that is on your disk, its numbers compared with those that were published.
+
+    Args:
+        name: "tiny-imagenet" (not long-tailed: cut a tail with `long_tailed()`), "imagenet-lt", "places-lt" or
+            "inaturalist-2018", whose validation images are the test images of the papers.
+        split: "train", "validation" or "test"; Tiny-ImageNet and iNaturalist published no labels of theirs.
+        root: folder of the pictures; the list lies in it, or in the folder that COURSE_DATA names. By default
+            pictures and list lie together there, or in a folder of it such as ImageNet_LT.
+        published: what to expect of each data set.
+
+    Classes are called as their folders are.
+
+    Raises:
+        ValueError: another name or split, a list or numbers that are not as published, a file that is not there.
+        FileNotFoundError: the list is nowhere; the message says what belongs where.
+    """
+    require(name in published, "name", repr(name), ", ".join(published))
+    about = published[name]
+    require(split in about.counts, "split", f"{split!r} for {name!r}", ", ".join(about.counts))
+    file = about.file.format({"validation": "val"}.get(split, split))
+    roots = [place for one in roots_for(root) for place in (one, one / about.folder)]
+    here = next((place for place in roots if (place / file).is_file()), None)
+    if here is None:
+        raise FileNotFoundError(
+            f"{name}: {file} is in none of {', '.join(map(str, roots))}. Put it, as its authors published it, beside "
+            f"{about.pictures}, and name that folder by root= or COURSE_DATA"
+        )
+    pictures = here if root is None or name == "tiny-imagenet" else located(root)
+    found = (
+        _in_tiny_imagenet(here, split) if name == "tiny-imagenet" else _named_by_folders(in_list(here / file, pictures))
+    )
+    photos = Photos._found(found, view, workers, False)
+    counts = photos.counts
+    got = (len(photos), photos.num_classes, int(counts.max()), int(counts.min()))
+    text = "{:,} images, {:,} classes, {:,} to {:,} images of a class".format
+    require(got == about.counts[split], f"{name}, {split}", text(*got), f"as published, {text(*about.counts[split])}")
+    return photos
+
+
+def _named_by_folders(found: Found) -> Found:
+    """The same with classes called as the folders of their pictures, if each has one of its own."""
+    root, paths, labels, names = found
+    folders: dict[int, set[str]] = {label: set() for label in range(len(names))}
+    for path, label in zip(paths, labels, strict=True):
+        folders[label].add(path.split("/")[-2] if "/" in path else "")
+    titles = [title for some in folders.values() for title in some]
+    return (root, paths, labels, tuple(titles)) if len(set(titles)) == len(titles) == len(names) else found
+
+
+def _in_tiny_imagenet(root: Path, split: str) -> Found:
+    """train/CLASS/images as they lie; validation by val/val_annotations.txt: lines of file, class, and a box."""
+    classes = class_folders(root / "train")
+    if split == "train":
+        files = [
+            (f.relative_to(root).as_posix(), j)
+            for j, mine in enumerate(pictures_of(root / "train")[0].values())
+            for f in mine
+        ]
+        return root, [path for path, _ in files], [label for _, label in files], tuple(classes)
+    file, lines = root / "val" / "val_annotations.txt", []
+    require(file.is_file(), str(file), "no such file", "the labels of the validation images")
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        path, *rest = line.split("\t")
+        require(rest, f"{file}, line {number}", repr(line[:80]), "file, class and box, with tabs between them")
+        lines.append((number, f"val/images/{path}", rest[0]))
+    return listed(file, lines, root, list(classes))

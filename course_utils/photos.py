@@ -1,0 +1,443 @@
+"""Photographs that stay on disk: read, cut to one size and changed at random while training or prediction runs.
+
+`Photos` has the names of `LabeledImages`, so profiles, splits, samplers, methods and metrics take it as it is, and its
+memory does not grow with the number of images. `View` says how a file becomes the numbers that a network reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from .data import Labeled
+from .picture_files import Found, in_folder, in_list, upright_picture
+from .runtime import digest, keeping_random_state, located, progress_bar, require, tensor_digest
+
+Some = TypeVar("Some")
+Transform = Callable[[Image.Image], Tensor]  # an RGB picture to uint8 (3, H, W)
+FITS = ("crop", "pad", "squash")
+LONGEST = 4  # a side more than so many times as long as the other one is cut, before it is scaled
+
+
+# ---- how a file becomes a tensor -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """From a file to floats (3, size, size), in plain numbers that a saved model can hold.
+
+    size: S, the side of what a network reads. fit: "crop" scales the short side to S / share and takes the square in
+    the middle; "pad" scales the long side to S and fills the rest; "squash" scales both sides to S. mean, std: of red,
+    green and blue, as parts of 1: x = (pixel / 255 - mean) / std. background: grey from 0 to 255 below transparent
+    parts, and beside a padded picture.
+    """
+
+    size: int = 224
+    fit: str = "crop"
+    share: float = 0.875
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    background: int = 255
+
+    def __post_init__(self):
+        require(isinstance(self.size, int) and self.size >= 1, "size", repr(self.size), "an integer of at least 1")
+        require(self.fit in FITS, "fit", repr(self.fit), ", ".join(FITS))
+        require(0 < self.share <= 1, "share", self.share, "above 0, at most 1")
+        for name, least in (("mean", "any"), ("std", "above 0")):
+            values = getattr(self, name)
+            numbers = len(values) == 3 and all(np.isfinite(value) for value in values)
+            require(numbers and (name == "mean" or min(values) > 0), name, values, f"three numbers, {least}")
+            object.__setattr__(self, name, tuple(map(float, values)))
+        grey = isinstance(self.background, int) and 0 <= self.background <= 255
+        require(grey, "background", repr(self.background), "an integer from 0 to 255")
+
+    def open(self, path: str | os.PathLike) -> Image.Image:
+        """RGB, upright, transparent parts on the background. A JPEG much larger than the view is decoded smaller.
+
+        Raises:
+            ValueError: the file is no readable picture; the message names it.
+        """
+        with upright_picture(Path(path), self.background, least=2 * round(self.size / self.share)) as picture:
+            return picture
+
+    def plain(self) -> Transform:
+        """What validation, test and feature extraction see: picture to uint8 (3, S, S)."""
+        both = v2.Resize((self.size, self.size), interpolation=v2.InterpolationMode.BICUBIC)
+        short = v2.Resize(round(self.size / self.share), interpolation=v2.InterpolationMode.BICUBIC)
+        steps = {"crop": [_Cut(LONGEST), short, v2.CenterCrop(self.size)], "squash": [both]}
+        steps["pad"] = [_Pad(self.size, self.background)]
+        return v2.Compose([*steps[self.fit], v2.PILToTensor()])
+
+    def augmented(self, scale: tuple[float, float] = (0.35, 1.0), flip: float = 0.5, color: float = 0.0) -> Transform:
+        """What training sees: a random part, mirrored with probability `flip`; picture to uint8 (3, S, S).
+
+        scale: from which to which part of the area. color: how much brightness, contrast and saturation change, 0 to 1.
+        """
+        require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two numbers above 0, at most 1, the smaller one first")
+        require(0 <= flip <= 1, "flip", flip, "0 to 1")
+        require(0 <= color <= 1, "color", color, "0 to 1")
+        pad = [_Pad(2 * self.size, self.background)] if self.fit == "pad" else []
+        crop = v2.RandomResizedCrop(self.size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC)
+        jitter = [v2.ColorJitter(color, color, color)] if color else []
+        return v2.Compose([*pad, crop, v2.RandomHorizontalFlip(flip), *jitter, v2.PILToTensor()])
+
+    def to_float(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) on any device to the floats that a network reads, channels-last in memory."""
+        require(images.dtype == torch.uint8, "images", images.dtype, "uint8, 0 to 255")
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] * 255 for v in (self.mean, self.std))
+        # x = (pixel / 255 - mean) / std
+        return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+
+    def numbers(self) -> dict[str, Any]:
+        """Plain numbers and texts, for JSON; `View.of()` takes them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, numbers: Mapping[str, Any]) -> View:
+        names = {field.name for field in fields(cls)}
+        require(numbers.keys() == names, "view", ", ".join(sorted(numbers)), ", ".join(sorted(names)))
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()})
+
+
+USUAL = View()
+
+
+@dataclass(frozen=True)
+class _Pad:
+    """The whole picture in the middle of a square."""
+
+    side: int
+    grey: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        factor = self.side / max(image.size)
+        width, height = (max(1, round(length * factor)) for length in image.size)
+        square = Image.new("RGB", (self.side, self.side), (self.grey,) * 3)
+        small = image.resize((width, height), Image.Resampling.BICUBIC)
+        square.paste(small, ((self.side - width) // 2, (self.side - height) // 2))
+        return square
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The middle of a picture that is extremely long: scaled as it is, it would fill the memory."""
+
+    longest: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        most = self.longest * min(image.size)
+        left, top = (max(0, (length - most) // 2) for length in image.size)
+        return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
+
+
+# ---- the data --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, repr=False)
+class Photos(Labeled):
+    """Image files and their labels; a file is opened when its image is needed.
+
+    paths: bytes (N,), a NumPy array, below `root`; a list of texts would be copied into every worker, page by page.
+    labels: int64 (N,), 0 to C - 1, on the device where training happens: `stream()` brings the images there.
+    class_names: C names. view: how a file becomes numbers. workers: processes that read files beside this one; 0 reads
+    them here. Where Python does not fork (Windows, macOS) each epoch starts them anew, and what they run has to stand
+    in a file, not in a notebook.
+    """
+
+    KIND: ClassVar[str] = "paths"
+    reading_batch: ClassVar[int] = 64
+
+    paths: np.ndarray
+    labels: Tensor
+    class_names: tuple[str, ...]
+    view: View = USUAL
+    workers: int = 0
+    root: str = ""
+
+    def __post_init__(self):
+        seen = f"{self.paths.dtype} of shape {self.paths.shape}"
+        require(self.paths.dtype.kind == "S" and self.paths.ndim == 1, "paths", seen, "bytes of shape (N,)")
+        require(
+            len(self.labels) == len(self.paths), "labels", len(self.labels), f"{len(self.paths)}, one for each path"
+        )
+        whole = isinstance(self.workers, int) and self.workers >= 0
+        require(whole, "workers", repr(self.workers), "an integer of at least 0")
+        self._check_labels()
+
+    def __repr__(self) -> str:
+        what = f"{len(self)} files, {self.view.size} x {self.view.size} by {self.view.fit}"
+        return f"Photos({what}, {self.num_classes} classes, on {self.device})"
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """(uint8 (3, S, S), label)"""
+        return self._read(index, self.view.plain()), self.labels[index]
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        split: str = "train",
+        *,
+        view: View = USUAL,
+        workers: int = 0,
+        class_names: Sequence[str] | None = None,
+        skip_broken: bool = False,
+    ) -> Photos:
+        """One split of a folder with train/CLASS, validation/CLASS and test/CLASS; split "all" of one with CLASS alone.
+
+        What is a split, a class and a picture is as `data.load_images()` has it.
+
+        Args:
+            class_names: of all classes, in the order of the labels, such as `train.class_names` for a test folder; then
+                a class may have no picture, and a warning says which. By default every class of train has to be there.
+            skip_broken: read every file once now, and leave out those that are no readable pictures, with a warning
+                that names them. By default a broken file is an error when its image is needed.
+
+        Raises:
+            ValueError: another split, classes that differ from those of train, an empty class.
+        """
+        require(located(folder).is_dir(), "folder", repr(str(folder)), "a folder of folders of images")
+        return cls.from_found(in_folder(located(folder), split, class_names), view, workers, skip_broken)
+
+    @classmethod
+    def from_list(
+        cls,
+        file: str | Path,
+        *,
+        root: str | Path | None = None,
+        class_names: Sequence[str] | None = None,
+        skip_missing: bool = False,
+        skip_broken: bool = False,
+        view: View = USUAL,
+        workers: int = 0,
+    ) -> Photos:
+        """The files that the lines "path label" of a list name, as ImageNet-LT, Places-LT and iNaturalist have them.
+
+        Blanks, a tab or a comma stand between the two; a path may have blanks, a label only after a tab. Empty lines
+        and those that begin with "#" do not count. Labels are whole numbers from 0 or names, of which each is a class.
+
+        Args:
+            root: folder of the paths; by default that of the list, or what absolute paths have in common.
+            class_names: of all classes, in the order of the labels, such as `train.class_names` for the list of a test
+                set; then a class may have no image, and a warning says which.
+            skip_missing: leave out files that are not there, with a warning, instead of an error.
+            skip_broken: as in `from_folder()`.
+
+        Raises:
+            ValueError: a line that is not "path label", a label that is not allowed or leaves a gap, a file with two
+                labels, a file that is not there; the message has the number of the line.
+        """
+        found = in_list(located(file), None if root is None else located(root), class_names, skip_missing)
+        return cls.from_found(found, view, workers, skip_broken)
+
+    @classmethod
+    def from_found(cls, found: Found, view: View = USUAL, workers: int = 0, skip_broken: bool = False) -> Photos:
+        """What a reader of `picture_files` found."""
+        root, paths, labels, names = found
+        packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        photos = cls(packed, torch.tensor(labels), names, view, workers, os.path.abspath(root))
+        return photos.without_broken() if skip_broken else photos
+
+    def path(self, index: int) -> str:
+        """Of one file, with the root."""
+        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+
+    def with_view(self, view: View) -> Photos:
+        """The same files, seen in another way."""
+        return replace(self, view=view)
+
+    def to(self, device: torch.device | str) -> Photos:
+        """The same with images that `stream()` brings to another device."""
+        return replace(self, labels=self.labels.to(device))
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of SHA-256 over view, class names, labels, and of each file its path below the root
+        and its contents: the same for a copy elsewhere, another one if a byte of a file changes.
+
+        It reads every file once; later calls in this process only those whose size or time has changed since.
+        """
+        found = hashlib.sha256()
+        for path, content in zip(self.paths.tolist(), self._each(_content_of), strict=True):
+            found.update(len(path).to_bytes(4, "big") + path + content)
+        return digest(self.view.numbers(), self.class_names, tensor_digest(self.labels), found.hexdigest())
+
+    def without_broken(self) -> Photos:
+        """The same without files that are no readable pictures; a warning names them. It reads every file once."""
+        broken = {place: problem for place, problem in enumerate(self._each(self._problem)) if problem}
+        if not broken:
+            return self
+        rest = self.subset(
+            torch.tensor([place for place in range(len(self)) if place not in broken], dtype=torch.int64)
+        )
+        for name, before, after in zip(self.class_names, self.counts.tolist(), rest.counts.tolist(), strict=True):
+            require(after or not before, f"class {name!r}", f"{before} files, none of them readable", "one at least")
+        names = ", ".join(os.fsdecode(self.paths[place]) for place in broken)
+        warnings.warn(f"skipped {len(broken)} files that are no readable images: {names}", stacklevel=2)
+        return rest
+
+    def _problem(self, path: str) -> str | None:
+        try:
+            self.view.open(path)
+        except ValueError as error:
+            return str(error)
+
+    def _each(self, function: Callable[[str], Some]) -> Iterator[Some]:
+        """What the function gives for the path of each file, in their order; it runs in as many threads as workers."""
+        with ThreadPoolExecutor(max(1, self.workers)) as pool, progress_bar(len(self), "file", delay=2) as bar:
+            for start in range(0, len(self), 1024):  # a pool would line up all of them at once
+                for value in pool.map(function, map(self.path, range(start, min(start + 1024, len(self))))):
+                    bar.update()
+                    yield value
+
+    def _chosen(self, places: Tensor) -> np.ndarray:
+        return self.paths[places.cpu().numpy()]
+
+    # ---- images, one part after the other ----
+
+    @property
+    def augmentation(self) -> Transform:
+        """What `fit(augment="usual")` does with photographs: a random part, mirrored half of the time."""
+        return self.view.augmented()
+
+    def stream(
+        self,
+        parts: Iterable[Tensor],
+        augment: Transform | None = None,
+        generator: torch.Generator | None = None,
+        order: Iterable[Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Floats (B, 3, S, S) of each part, as `view` has them, on the device of the labels.
+
+        What `augment` draws for an image depends on (the state of `generator`, its place in the epoch) alone, not on
+        the workers. Between processes images are uint8, a quarter of the bytes.
+
+        Args:
+            parts: int64 (B,), places in these data.
+            augment: function of an RGB picture that gives uint8 (3, H, W), such as `view.augmented()`; it draws from
+                torch's, NumPy's or Python's own generator. None: `view.plain()`.
+            order: int64 (B,) for each part, the places of its images in the epoch; by default they are counted. For
+                several processes that share one epoch.
+
+        Raises:
+            ValueError: a file that is no readable picture, named in one line, from a worker too.
+        """
+        transform, base = self.view.plain(), None
+        if augment is not None:
+            transform, base = _checked(augment, self.view), int(torch.randint(2**62, (), generator=generator))
+        keys = _with_seeds(parts, order, base)
+        loader = DataLoader(
+            _Reader(self, transform),
+            batch_size=None,
+            sampler=keys,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else each epoch would draw a number from torch's own one
+            pin_memory=self.labels.is_cuda,
+        )
+        try:
+            batches = iter(loader)
+            for images in batches:
+                if isinstance(images, ValueError):
+                    raise images from None
+                yield self.view.to_float(images.to(self.device, non_blocking=True))
+        except (pickle.PicklingError, AttributeError) as error:
+            seen, ways = f"{self.workers} with {_name(augment)} ({error})", "0, or a function that stands in a file"
+            raise ValueError(f"workers: got {seen}; allowed: {ways}") from error
+        except RuntimeError as error:
+            require("DataLoader worker" not in str(error), "workers", f"one that ended ({error})", "0, or more memory")
+            raise
+        finally:
+            batches = None  # ends the workers now
+
+
+class _Reader(Dataset):
+    """What a worker does: (seeds or None, places) of a part to uint8 (B, 3, S, S), or an error that names a file."""
+
+    def __init__(self, photos: Photos, transform: Transform):
+        self.photos, self.transform = photos, transform
+
+    def __getitem__(self, key: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
+        seeds, places = key
+        try:
+            images = []
+            for k, place in enumerate(places):
+                picture = self.photos.view.open(self.photos.path(place))
+                with _seeded(seeds[k]) if seeds else contextlib.nullcontext():
+                    images.append(self.transform(picture))
+            shapes = {tuple(image.shape) for image in images}
+            require(len(shapes) == 1, "augment", f"images of {sorted(shapes)}", "one size for all")
+            return torch.stack(images)
+        except ValueError as error:
+            return ValueError(str(error))
+
+
+def _with_seeds(
+    parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None
+) -> Iterator[tuple[list[int] | None, list[int]]]:
+    shown, order = 0, order and iter(order)
+    for part in parts:
+        at = range(shown, shown + len(part)) if order is None else next(order).tolist()
+        yield None if base is None else [base + place for place in at], part.tolist()
+        shown += len(part)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch, NumPy and Python draw as the seed says; afterwards they go on as if nothing had been drawn."""
+    before = random.getstate(), np.random.get_state()
+    with keeping_random_state() as seed_torch:
+        seed_torch(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
+def _checked(augment: Any, view: View) -> Transform:
+    """The same, if it can do what it has to: tried on a grey picture."""
+    try:
+        with _seeded(0):
+            made = augment(Image.new("RGB", (2 * view.size, 2 * view.size), "grey"))
+        seen = f"{_name(augment)}, which gives {getattr(made, 'dtype', type(made).__name__)}"
+        fits = isinstance(made, Tensor) and made.dtype == torch.uint8 and made.ndim == 3
+    except Exception as error:
+        seen, fits = f"{_name(augment)}, which fails on a picture ({error})", False
+    require(fits, "augment", seen, "a function of an RGB picture that gives uint8 (3, H, W), such as view.augmented()")
+    return augment
+
+
+def _name(part: Any) -> str:
+    return getattr(part, "__name__", type(part).__name__)
+
+
+def _content_of(path: str) -> bytes:
+    """SHA-256 of a file. Kept for this process, as long as the file has this size and time."""
+    try:
+        stat = os.stat(path)
+        return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+
+
+@functools.cache
+def _digest_of(path: str, _size: int, _time: int) -> bytes:
+    return hashlib.sha256(Path(path).read_bytes()).digest()
