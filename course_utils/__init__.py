@@ -4,7 +4,7 @@ Import a name from the file that defines it: `from course_utils.losses import LD
 
     data                  LabeledImages in memory, class counts and long-tail profiles, splits, load_images()
     metrics               accuracy by class and group, calibration, open set, forgetting, intervals over seeds
-    networks              backbones that end in features: MLP, SmallCNN, ResNet32
+    networks              backbones that end in features: MLP, SmallCNN, ResNet32, EfficientNetLite0
     training              fit(), the one training loop; batches, augmentation, learning rates; predict, features
     losses                class weights, focal, LDAM, DRW; distillation and LUCIR's terms
     sampling              the four samplers, deferred re-sampling
@@ -14,19 +14,24 @@ Import a name from the file that defines it: `from course_utils.losses import LD
     incremental           classes that arrive in phases: exemplars, herding, run_incremental()
     openworld             OLTR: memory, attention, centroid loss; known against unknown
     methods               METHODS: every method for one long-tailed training set, in stages, under one budget
+    photos                Photos that stay on disk: folders and lists of files, View, batches while training runs
+    backbones             pretrained networks, features computed once, every method as a head, fine-tuning
+    classifier            PhotoClassifier: one file that names the class of a picture, where it works
+    photo_sets            load_photos(): Tiny-ImageNet, ImageNet-LT, Places-LT, iNaturalist 2018
 
 and behind them the machinery:
 
-    files                 how the pictures of each data set are read from disk
+    files                 how the pictures of each data set are read from disk into memory
+    picture_files         which pictures a folder or a list names, and how one becomes upright RGB
     checks                in which form numbers come in: integers, half precision, one number for each class
     runtime               start(): device, precision, seed, threads; files written whole
     checkpoints           a training goes on where it stopped, and no other one from its file
     experiments/          grids, studies, reports, the command line, clusters
     classroom/            figures, sliders, exercises and their checks, running notebooks
 
-A file imports only from files further down this order: runtime, checkpoints, checks, metrics, files, data, networks,
-sampling, losses, heads, training, then the methods. Nothing above imports from the two folders, and classroom not
-from experiments.
+A file imports only from files further down this order: runtime, checkpoints, checks, metrics, picture_files, files,
+data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, backbones and classifier.
+Nothing above imports from the two folders, and classroom not from experiments.
 """
 
 __version__ = "0.1.0"

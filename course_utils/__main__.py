@@ -1,4 +1,4 @@
-"""`python -m course_utils experiments list | run | report`."""
+"""`python -m course_utils experiments list | run | report` and `predict MODEL FOLDER`."""
 
 import sys
 

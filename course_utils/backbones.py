@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import importlib
 import importlib.util
 import re
 import time
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import code_of, describe
+from .checkpoints import code_of, describe, load_weights
 from .data import LabeledFeatures
 from .losses import LogitAdjustedLoss
 from .methods import Trained, train_methods
@@ -44,7 +45,7 @@ LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 EXTRA = "pip install 'longtail-course[photographs]'"
 SHARD = 1024  # pictures whose features make one file
-CLEAR = 1.96  # z that chance passes in one of 40 trainings (two-sided: one of 20)
+CLEAR = 1.96  # chance gives a larger z once in 40 times
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ def backbone(name: str = LITE0, weights: str | Path | None = "default") -> Backb
         name: "efficientnet-lite0" (4.7 million weights, D = 1280), "torchvision/resnet50" or any other classifier of
             torchvision.models, "timm/convnext_tiny.in12k_ft_in1k" or any other of timm, if that is installed.
         weights: "default" (the published ones; torchvision and timm download them), another name of torchvision's
-            weights, such as "IMAGENET1K_V1", a .safetensors, .pth or .pt file, or None for random ones. A .pth file is
-            read as numbers alone; code in it is never run.
+            weights, such as "IMAGENET1K_V1", a file as `checkpoints.load_weights()` takes it, or None for random ones.
 
     A network of your own is `Backbone(module, D, view)`.
 
@@ -97,19 +97,19 @@ def backbone(name: str = LITE0, weights: str | Path | None = "default") -> Backb
     else:
         raise ValueError(f"name: got {name!r}; allowed: {LITE0}, torchvision/NAME or timm/NAME")
     if file is not None:
-        load_weights(found.module, file)
-    found.module.eval()
+        load_weights(found.module, file, trusted=name == LITE0 and published is not None)
+    found.module.eval().to(memory_format=torch.channels_last)
     return found
 
 
 def _lite0_file() -> Path:
     """The published weights of EfficientNet-Lite0, if they are those that this course was made with."""
     package = importlib.util.find_spec(LITE0_PACKAGE)
-    found = package and package.origin and Path(package.origin).parent / LITE0_FILE
-    if not found or not found.is_file():
+    found = Path(package.origin).parent / LITE0_FILE if package and package.origin else Path()
+    if not found.is_file():
         raise ValueError(f"weights: those of {LITE0} are not installed; they come with: {EXTRA}")
-    seen = hashlib.sha256(found.read_bytes()).hexdigest()
-    require(seen == LITE0_SHA256, "weights", f"SHA-256 {seen} of {found}", f"{LITE0_SHA256}; install {LITE0_PACKAGE} anew")
+    seen, again = hashlib.sha256(found.read_bytes()).hexdigest(), f"{LITE0_SHA256}; install {LITE0_PACKAGE} anew"
+    require(seen == LITE0_SHA256, "weights", f"SHA-256 {seen} of {found}", again)
     return found
 
 
@@ -122,10 +122,14 @@ def _of_torchvision(name: str, model: str, weights: Any) -> Backbone:
     names = ["default", *(one.name for one in choices)]
     require(weights is None or weights in names, "weights", repr(weights), f"a file, None, or {', '.join(names)}")
     chosen: Any = choices["DEFAULT" if weights in (None, "default") else weights]
-    module = _fetched(name, lambda: models.get_model(model, weights=None if weights is None else chosen))
-    leaf, last = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
-    require(last.out_features == len(chosen.meta["categories"]), "name", repr(name), "a network that ends in classes")
-    parent, _, leaf = leaf.rpartition(".")
+    module: Any = _fetched(name, lambda: models.get_model(model, weights=None if weights is None else chosen))
+    linear = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)] or [("", nn.Linear(1, 1))]
+    place, last = linear[-1]
+    ends = last.out_features == len(chosen.meta["categories"])
+    require(ends, "name", repr(name), "a network whose last layer is linear")
+    if hasattr(module, "aux_logits"):
+        module.aux_logits = False  # or it would give three answers while it learns
+    parent, _, leaf = place.rpartition(".")
     setattr(module.get_submodule(parent), leaf, nn.Identity())
     look: Any = chosen.transforms()
     size = look.crop_size[0]
@@ -137,8 +141,7 @@ def _of_timm(name: str, model: str, weights: Any) -> Backbone:
     require(weights in (None, "default"), "weights", repr(weights), "'default', None or a file, for timm")
     if importlib.util.find_spec("timm") is None:
         raise ValueError(f"name: {name!r} needs timm, which is not installed; it comes with: pip install timm")
-    import timm
-
+    timm: Any = importlib.import_module("timm")
     module = _fetched(name, lambda: timm.create_model(model, pretrained=weights == "default", num_classes=0))
     look = timm.data.resolve_data_config(model=module)
     with evaluating(module):
@@ -153,33 +156,6 @@ def _fetched(name: str, make: Callable[[], Any]) -> nn.Module:
     except Exception as error:  # each of them has its own errors for no network, no space, no such name
         way = "a file of weights, or a network connection for the first time"
         raise ValueError(f"name: cannot make {name!r} ({type(error).__name__}: {error}); allowed: {way}") from error
-
-
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Read the weights of `module` from a .safetensors, .pth or .pt file; those of a classifier that follows are left.
-
-    A dictionary of weights, or one under "state_dict" or "model", with or without "module." before every name.
-
-    Raises:
-        ValueError: a damaged file, one that holds more than numbers, or one of another network.
-    """
-    path, mine = located(path), module.state_dict()
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state.get("model", state))
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    except Exception as error:
-        raise ValueError(f"weights: {path} holds no weights that can be read ({type(error).__name__})") from error
-    lacking = [name for name in mine if name not in state and not name.endswith("num_batches_tracked")]
-    odd = [name for name in mine if name in state and getattr(state[name], "shape", None) != mine[name].shape]
-    seen = f"{path}, {len(lacking)} missing and {len(odd)} of another shape, such as {', '.join((lacking + odd)[:2])}"
-    require(not lacking and not odd, "weights", seen, f"a file of the {len(mine)} tensors of this network")
-    module.load_state_dict({name: state.get(name, mine[name]) for name in mine})
 
 
 # ---- features that are computed once ---------------------------------------------------------------------------------
@@ -247,14 +223,12 @@ def _files(folder: str | Path, about: dict[str, Any], number: int) -> list[Path]
 
 def _kept(file: Path | None, about: dict[str, Any]) -> Any:
     """The features in a file, or None if there is no such file, a damaged one, or one of something else."""
-    if file is not None and file.is_file():
-        with contextlib.suppress(ValueError):
-            seen, tensors = read_tensors(file)
-            return tensors["features"] if seen == about else None
-    return None
+    with contextlib.suppress(ValueError):
+        seen, tensors = read_tensors(file) if file is not None else (None, {})
+        return tensors["features"] if seen == about else None
 
 
-def _stored(name: str, about: dict[str, Any], folder: str | Path | None) -> list[Tensor]:
+def _stored(name: str, about: dict[str, Any], folder: Any) -> list[Tensor]:
     """The features of each shard that a backbone called `name` left in the folder."""
     require(folder is not None, "folder", folder, f"the one with the features, as {name!r} is only a name")
     firsts = [read_tensors(file)[0] for file in sorted(located(folder).glob("*/000000.safetensors"))]
@@ -262,12 +236,10 @@ def _stored(name: str, about: dict[str, Any], folder: str | Path | None) -> list
     seen = f"{located(folder)}, which has {len(fitting)} sets of features of these photographs by {name!r}"
     require(len(fitting) == 1, "folder", seen, "one set; backbone(...) in place of the name makes it")
     about = {key: value for key, value in fitting[0].items() if key != "shard"}
-    found = []
-    for n, file in enumerate(_files(folder, about, -(-about["images"] // SHARD))):
-        seen, tensors = read_tensors(file)
-        require(seen == about | {"shard": n}, "folder", f"{file}, which holds other features", "files as they were made")
-        found.append(tensors["features"])
-    return found
+    read = [read_tensors(file) for file in _files(folder, about, -(-about["images"] // SHARD))]
+    same = all(seen == about | {"shard": n} for n, (seen, _) in enumerate(read))
+    require(same, "folder", f"{located(folder)} with files that took each other's place", "files as they were made")
+    return [tensors["features"] for _, tensors in read]
 
 
 def _computed(backbone: Backbone, photos: Photos, shards: Sequence[Tensor], dtype, batch_size: int) -> Iterator[Tensor]:
@@ -287,22 +259,30 @@ def _computed(backbone: Backbone, photos: Photos, shards: Sequence[Tensor], dtyp
             yield features
 
 
-
 # ---- every method as a head ------------------------------------------------------------------------------------------
 
-FEATURE_LENGTH = 16.0
+NO_HEADS = {"OLTR memory": "its attention needs the map before the mean, and features have none"}
+FEATURE_LENGTH = 4.0
 HEAD_RECIPE: dict[str, Any] = {"epochs": 60, "batch_size": 64, "lr": 0.1, "weight_decay": 5e-4}
 
 
 class EqualLength(nn.Module):
-    """length f / ||f||: (B, D) to (B, D). Features of every backbone then want the same learning rate."""
+    """L (f - m) / ||f - m||: (B, D) to (B, D), so that features of every backbone want the same learning rate.
 
-    def __init__(self, length: float = FEATURE_LENGTH):
+    center: m (D,), the mean of the training features. length: L.
+    """
+
+    center: Tensor
+    length: Tensor
+
+    def __init__(self, center: Tensor, length: float = FEATURE_LENGTH):
         super().__init__()
-        self.length = length
+        self.register_buffer("center", center.detach().clone())
+        self.register_buffer("length", center.new_tensor(length))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.length * F.normalize(features, dim=1)
+        # L (f - m) / ||f - m||
+        return self.length * F.normalize(features - self.center, dim=1)
 
 
 def train_heads(
@@ -310,12 +290,21 @@ def train_heads(
 ) -> dict[str, Trained]:
     """Methods of `METHODS` as heads on features that stay; `setting`: as in `Setting`, instead of `HEAD_RECIPE`.
 
-    The models take features as they come, and bring them to one length first. All methods but one are heads:
+    The models take features as `cached_features()` gives them. All methods are heads but those in `NO_HEADS`. Some that
+    differ in a whole network come close to each other: with features that stay, cRT is class-balanced sampling with
+    epochs that are chosen on validation images.
     """
-    def network(num_classes: int) -> ImageClassifier:
-        return ImageClassifier(EqualLength(), train.features.shape[1], num_classes)
+    names = list(names)
+    for name in NO_HEADS.keys() & set(names):
+        require(False, "names", repr(name), f"methods that are heads; {NO_HEADS[name]}")
+    adapter = EqualLength(train.features.mean(0))
 
-    return train_methods(names, train, validation, network=network, augment=None, seed=seed, **HEAD_RECIPE | setting)
+    def network(num_classes: int) -> ImageClassifier:
+        return ImageClassifier(copy.deepcopy(adapter), train.features.shape[1], num_classes)
+
+    return train_methods(
+        names, train, validation, **{"network": network, "augment": None, "seed": seed} | HEAD_RECIPE | setting
+    )
 
 
 def whole_model(backbone: Backbone, trained: ImageClassifier) -> ImageClassifier:
@@ -376,16 +365,22 @@ def fine_tune(
         patience: epochs without a better balanced accuracy after which training stops.
         options: optimizer (such as torch.optim.AdamW, with its own lr), sampler, augment, precision ... of `fit()`.
 
-    It also stops if one class is predicted for all validation images, or if both loss and accuracy are worse than
-    those of the given model after the first epoch. A balanced accuracy is called better if it is so by more than chance:
-    z above 1.96, where z is the difference divided by its standard deviation if the images whose answers changed had
-    changed for better or worse by a coin.
+    It also stops if one class is predicted for all validation images, or if, after the first epoch, the loss is worse
+    than before and the accuracy no better. "Clearly better" is a balanced accuracy with z above 1.96: the difference,
+    divided by its standard deviation if a coin had said which of the changed answers became right and which wrong.
     """
     require(validation.counts.all(), "validation", "a class without images", "at least one of each class")
     require(patience >= 1, "patience", patience, "at least 1")
-    tuned = freeze_statistics(copy.deepcopy(model)).requires_grad_(True)
+    tuned = copy.deepcopy(model).requires_grad_(True)
+    freeze_statistics(tuned)
     watch, stopped = _Watch(tuned, validation, patience), ""
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "seed": seed,
+    }
     settings |= {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch}
     try:
         fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **settings | options)
@@ -407,25 +402,26 @@ class _Watch:
         self(model)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        labels, classes = self.validation.labels, self.validation.num_classes
         logits = predict(model, self.validation)
+        row = self._row(logits) | {"seconds": time.perf_counter() - self.started}
+        self.history.append({"epoch": len(self.history), **row})
+        if self.history[-1] is self.best:
+            self.weights = copy.deepcopy(model.state_dict())
+        self._check(len(logits.argmax(1).unique()))
+        return {f"validation {name}": value for name, value in row.items()}
+
+    def _row(self, logits: Tensor) -> dict[str, float]:
+        labels, classes = self.validation.labels, self.validation.num_classes
         # share_i = 1 / (C n_j) of an image of class j: sums over images become means over classes
         share = (classes * self.validation.counts[labels]).reciprocal()
-        said = logits.argmax(1)
-        right = (said == labels) * share
+        right = (logits.argmax(1) == labels) * share
         if not self.history:
             self.first = right
         # z = sum_i d_i / sqrt(sum_i d_i^2), where d_i is the change of image i's part in the balanced accuracy
         change = right - self.first
         row = {"balanced accuracy": right.sum(), "z": change.sum() / change.norm().clamp(min=1e-12)}
-        row |= {"loss": (F.cross_entropy(logits, labels, reduction="none") * share).sum()}
-        row = {name: value.item() for name, value in row.items()}
-        row["seconds"] = time.perf_counter() - self.started
-        self.history.append({"epoch": len(self.history), **row})
-        if self.history[-1] is self.best:
-            self.weights = copy.deepcopy(model.state_dict())
-        self._check(len(said.unique()))
-        return {f"validation {name}": value for name, value in row.items()}
+        row["loss"] = (F.cross_entropy(logits, labels, reduction="none") * share).sum()
+        return {name: value.item() for name, value in row.items()}
 
     @property
     def best(self) -> dict[str, float]:
@@ -435,8 +431,8 @@ class _Watch:
         first, now, past = self.history[0], self.history[-1], self.history[-1]["epoch"]
         if past and said == 1:
             raise _Enough("one class is predicted for all validation images; try a smaller lr")
-        if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] < first["balanced accuracy"]:
-            raise _Enough("loss and accuracy on validation images are worse than before; try a smaller lr")
+        if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] <= first["balanced accuracy"]:
+            raise _Enough("on validation images the loss is worse and the accuracy no better; try a smaller lr")
         if past - self.best["epoch"] >= self.patience:
             raise _Enough(f"no better accuracy for {self.patience} epochs")
 
@@ -450,4 +446,5 @@ class _Watch:
             verdict = f"Fine-tuning does not pay: balanced accuracy {after}, {before:.1%} before, which may be chance."
         else:
             verdict = f"Fine-tuning does not pay: balanced accuracy was never above the {before:.1%} before."
-        return FineTuned(tuned if pays else given, pays, verdict + (f" Stopped: {stopped}." if stopped else ""), self.history)
+        verdict += f" Stopped: {stopped}." if stopped else ""
+        return FineTuned(tuned if pays else given, pays, verdict, self.history)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from packaging.version import Version
 from torch import nn
 
 from .runtime import digest, located, require, tensor_digest, write_atomically
@@ -94,6 +95,38 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of fit() ({type(error).__name__})") from error
+
+
+def load_weights(module: nn.Module, path: str | Path, *, trusted: bool = False) -> None:
+    """Fill `module` from a .safetensors, .pth or .pt file of weights; a classifier that it has besides is left out.
+
+    path: {name: tensor}, or that under "state_dict" or "model", with or without "module." before each name.
+    trusted: the file is known by its digest. Others are read by torch 2.10 or newer alone, unless they are safetensors:
+    before, `weights_only` could be tricked to run code (CVE-2025-32434, CVE-2026-24747).
+
+    Raises:
+        ValueError: a damaged file, one that holds more than weights, or one of another network.
+    """
+    path, mine = located(path), module.state_dict()
+    pickled = path.suffix != ".safetensors"
+    safe = trusted or not pickled or Version(torch.__version__) >= Version("2.10")
+    require(safe, "weights", f"{path} with torch {torch.__version__}", "a .safetensors file, or torch 2.10 or newer")
+    try:
+        if pickled:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state.get("model", state))
+        else:
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    except Exception as error:
+        raise ValueError(f"weights: {path} holds no weights that can be read ({type(error).__name__})") from error
+    lacking = [name for name in mine if name not in state and not name.endswith("num_batches_tracked")]
+    odd = [name for name in mine if name in state and getattr(state[name], "shape", None) != mine[name].shape]
+    seen = f"{path}, {len(lacking)} missing and {len(odd)} of another shape, such as {', '.join((lacking + odd)[:2])}"
+    require(not lacking and not odd, "weights", seen, f"a file of the {len(mine)} tensors of this network")
+    module.load_state_dict({name: state.get(name, mine[name]) for name in mine})
 
 
 # ---- what a part of a training is ------------------------------------------------------------------------------------

@@ -37,7 +37,6 @@ class Labeled:
     """
 
     KIND: ClassVar[str]
-    augmentation: ClassVar[Any] = None  # what `fit(augment="usual")` does with them; images in memory: `random_shift`
     reading_batch: ClassVar[int] = 512  # how many are read at once where no gradients are needed
 
     if TYPE_CHECKING:  # fields of each child
@@ -79,6 +78,11 @@ class Labeled:
     @property
     def device(self) -> torch.device:
         return self.labels.device
+
+    @property
+    def augmentation(self) -> Any:
+        """What `fit(augment="usual")` does with them: nothing; images in memory get `random_shift`."""
+        return None
 
     @property
     def num_classes(self) -> int:

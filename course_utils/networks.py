@@ -138,14 +138,14 @@ class _SameConv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        missing = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in x.shape[-2:]]
+        missing = [max((-(-length // stride) - 1) * stride + kernel - length, 0) for length in input.shape[-2:]]
         before = [zeros // 2 for zeros in missing]
         if any(zeros % 2 for zeros in missing):
             (top, left), (high, wide) = before, missing
-            x, before = F.pad(x, (left, wide - left, top, high - top)), [0, 0]
-        return F.conv2d(x, self.weight, None, self.stride, before, 1, self.groups)
+            input, before = F.pad(input, (left, wide - left, top, high - top)), [0, 0]
+        return F.conv2d(input, self.weight, None, self.stride, before, 1, self.groups)
 
 
 def _normalization(channels: int) -> nn.BatchNorm2d:
@@ -172,7 +172,11 @@ class _Inverted(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """(B, 3, H, W) to (B, 1280): EfficientNet-B0 (Tan & Le 2019, table 1) without squeeze-and-excitation, with ReLU6."""
+    """(B, 3, H, W) to features (B, 1280): EfficientNet-B0 (Tan & Le 2019, table 1) for phones.
+
+    It has no squeeze-and-excitation, and ReLU6 as its activation (the released EfficientNet-Lite, 2020). A backbone
+    without a head, whose names are those of the published file of weights: see `backbones.backbone()`.
+    """
 
     STAGES = (  # blocks, outputs, kernel, stride of the first block, factor
         (1, 16, 3, 1, 1),

@@ -86,14 +86,14 @@ def load_photos(
             f"{name}: {file} is in none of {', '.join(map(str, roots))}. Put it, as its authors published it, beside "
             f"{about.pictures}, and name that folder by root= or COURSE_DATA"
         )
-    pictures = here if root is None or name == "tiny-imagenet" else located(root)
-    found = (
-        _in_tiny_imagenet(here, split) if name == "tiny-imagenet" else _named_by_folders(in_list(here / file, pictures))
-    )
-    photos = Photos._found(found, view, workers, False)
+    if name == "tiny-imagenet":
+        found = _in_tiny_imagenet(here, split)
+    else:
+        found = _named_by_folders(in_list(here / file, here if root is None else located(root)))
+    photos = Photos.from_found(found, view, workers)
     counts = photos.counts
     got = (len(photos), photos.num_classes, int(counts.max()), int(counts.min()))
-    text = "{:,} images, {:,} classes, {:,} to {:,} images of a class".format
+    text = "{:,} images, {:,} classes, {:,} down to {:,} images of a class".format
     require(got == about.counts[split], f"{name}, {split}", text(*got), f"as published, {text(*about.counts[split])}")
     return photos
 
@@ -112,11 +112,8 @@ def _in_tiny_imagenet(root: Path, split: str) -> Found:
     """train/CLASS/images as they lie; validation by val/val_annotations.txt: lines of file, class, and a box."""
     classes = class_folders(root / "train")
     if split == "train":
-        files = [
-            (f.relative_to(root).as_posix(), j)
-            for j, mine in enumerate(pictures_of(root / "train")[0].values())
-            for f in mine
-        ]
+        pictures = pictures_of(root / "train")[0].values()
+        files = [(path.relative_to(root).as_posix(), label) for label, mine in enumerate(pictures) for path in mine]
         return root, [path for path, _ in files], [label for _, label in files], tuple(classes)
     file, lines = root / "val" / "val_annotations.txt", []
     require(file.is_file(), str(file), "no such file", "the labels of the validation images")

@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from .data import Labeled
 from .picture_files import Found, in_folder, in_list, upright_picture
@@ -60,11 +59,10 @@ class View:
         require(isinstance(self.size, int) and self.size >= 1, "size", repr(self.size), "an integer of at least 1")
         require(self.fit in FITS, "fit", repr(self.fit), ", ".join(FITS))
         require(0 < self.share <= 1, "share", self.share, "above 0, at most 1")
-        for name, least in (("mean", "any"), ("std", "above 0")):
+        for name, above in (("mean", -np.inf), ("std", 0)):
             values = getattr(self, name)
-            numbers = len(values) == 3 and all(np.isfinite(value) for value in values)
-            require(numbers and (name == "mean" or min(values) > 0), name, values, f"three numbers, {least}")
-            object.__setattr__(self, name, tuple(map(float, values)))
+            fits = isinstance(values, tuple) and len(values) == 3 and all(above < value < np.inf for value in values)
+            require(fits, name, values, f"a tuple of three numbers above {above}")
         grey = isinstance(self.background, int) and 0 <= self.background <= 255
         require(grey, "background", repr(self.background), "an integer from 0 to 255")
 
@@ -79,10 +77,14 @@ class View:
 
     def plain(self) -> Transform:
         """What validation, test and feature extraction see: picture to uint8 (3, S, S)."""
-        both = v2.Resize((self.size, self.size), interpolation=v2.InterpolationMode.BICUBIC)
-        short = v2.Resize(round(self.size / self.share), interpolation=v2.InterpolationMode.BICUBIC)
-        steps = {"crop": [_Cut(LONGEST), short, v2.CenterCrop(self.size)], "squash": [both]}
-        steps["pad"] = [_Pad(self.size, self.background)]
+        from torchvision.transforms import v2  # here: it imports torch's compiler, seconds in every process
+
+        bicubic, both = v2.InterpolationMode.BICUBIC, (self.size, self.size)
+        steps: dict[str, list[Any]] = {
+            "crop": [_Cut(LONGEST), v2.Resize(round(self.size / self.share), bicubic), v2.CenterCrop(self.size)],
+            "pad": [_Pad(self.size, self.background)],
+            "squash": [v2.Resize(both, bicubic)],
+        }
         return v2.Compose([*steps[self.fit], v2.PILToTensor()])
 
     def augmented(self, scale: tuple[float, float] = (0.35, 1.0), flip: float = 0.5, color: float = 0.0) -> Transform:
@@ -90,6 +92,8 @@ class View:
 
         scale: from which to which part of the area. color: how much brightness, contrast and saturation change, 0 to 1.
         """
+        from torchvision.transforms import v2
+
         require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two numbers above 0, at most 1, the smaller one first")
         require(0 <= flip <= 1, "flip", flip, "0 to 1")
         require(0 <= color <= 1, "color", color, "0 to 1")
@@ -101,8 +105,8 @@ class View:
     def to_float(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) on any device to the floats that a network reads, channels-last in memory."""
         require(images.dtype == torch.uint8, "images", images.dtype, "uint8, 0 to 255")
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] * 255 for v in (self.mean, self.std))
-        # x = (pixel / 255 - mean) / std
+        mean, std = (255 * torch.tensor((self.mean, self.std))[..., None, None]).to(images.device, non_blocking=True)
+        # x = (pixel / 255 - mean) / std = (pixel - 255 mean) / (255 std)
         return images.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
 
     def numbers(self) -> dict[str, Any]:
@@ -113,7 +117,8 @@ class View:
     def of(cls, numbers: Mapping[str, Any]) -> View:
         names = {field.name for field in fields(cls)}
         require(numbers.keys() == names, "view", ", ".join(sorted(numbers)), ", ".join(sorted(names)))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()})
+        kept: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in numbers.items()}
+        return cls(**kept)
 
 
 USUAL = View()
@@ -156,9 +161,9 @@ class Photos(Labeled):
 
     paths: bytes (N,), a NumPy array, below `root`; a list of texts would be copied into every worker, page by page.
     labels: int64 (N,), 0 to C - 1, on the device where training happens: `stream()` brings the images there.
-    class_names: C names. view: how a file becomes numbers. workers: processes that read files beside this one; 0 reads
-    them here. Where Python does not fork (Windows, macOS) each epoch starts them anew, and what they run has to stand
-    in a file, not in a notebook.
+    class_names: C names. view: how a file becomes numbers. workers: processes that read files beside this one; 0: this
+    one reads. They end with each epoch. Where Python does not fork (Windows, macOS, Linux from Python 3.14 on), a start
+    takes seconds, and an `augment` of your own has to stand in a file, not in a notebook.
     """
 
     KIND: ClassVar[str] = "paths"
@@ -172,11 +177,12 @@ class Photos(Labeled):
     root: str = ""
 
     def __post_init__(self):
+        array, what = isinstance(self.paths, np.ndarray), "bytes in an array of shape (N,)"
+        require(array, "paths", type(self.paths).__name__, what)
         seen = f"{self.paths.dtype} of shape {self.paths.shape}"
-        require(self.paths.dtype.kind == "S" and self.paths.ndim == 1, "paths", seen, "bytes of shape (N,)")
-        require(
-            len(self.labels) == len(self.paths), "labels", len(self.labels), f"{len(self.paths)}, one for each path"
-        )
+        require(self.paths.dtype.kind == "S" and self.paths.ndim == 1, "paths", seen, what)
+        one_each = len(self.labels) == len(self.paths)
+        require(one_each, "labels", f"{len(self.labels)} for {len(self.paths)} paths", "one for each path")
         whole = isinstance(self.workers, int) and self.workers >= 0
         require(whole, "workers", repr(self.workers), "an integer of at least 0")
         self._check_labels()
@@ -187,7 +193,7 @@ class Photos(Labeled):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """(uint8 (3, S, S), label)"""
-        return self._read(index, self.view.plain()), self.labels[index]
+        return self.view.plain()(self.view.open(self.path(index))), self.labels[index]
 
     @classmethod
     def from_folder(
@@ -253,7 +259,7 @@ class Photos(Labeled):
         root, paths, labels, names = found
         packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         photos = cls(packed, torch.tensor(labels), names, view, workers, os.path.abspath(root))
-        return photos.without_broken() if skip_broken else photos
+        return photos._without_broken() if skip_broken else photos
 
     def path(self, index: int) -> str:
         """Of one file, with the root."""
@@ -278,18 +284,16 @@ class Photos(Labeled):
             found.update(len(path).to_bytes(4, "big") + path + content)
         return digest(self.view.numbers(), self.class_names, tensor_digest(self.labels), found.hexdigest())
 
-    def without_broken(self) -> Photos:
-        """The same without files that are no readable pictures; a warning names them. It reads every file once."""
+    def _without_broken(self) -> Photos:
+        """The same without files that are no readable pictures; a warning names them."""
         broken = {place: problem for place, problem in enumerate(self._each(self._problem)) if problem}
         if not broken:
             return self
-        rest = self.subset(
-            torch.tensor([place for place in range(len(self)) if place not in broken], dtype=torch.int64)
-        )
+        rest = self.subset(torch.tensor([place not in broken for place in range(len(self))]))
         for name, before, after in zip(self.class_names, self.counts.tolist(), rest.counts.tolist(), strict=True):
             require(after or not before, f"class {name!r}", f"{before} files, none of them readable", "one at least")
         names = ", ".join(os.fsdecode(self.paths[place]) for place in broken)
-        warnings.warn(f"skipped {len(broken)} files that are no readable images: {names}", stacklevel=2)
+        warnings.warn(f"skipped {len(broken)} files that are no readable images: {names}", stacklevel=4)
         return rest
 
     def _problem(self, path: str) -> str | None:
@@ -338,32 +342,35 @@ class Photos(Labeled):
         Raises:
             ValueError: a file that is no readable picture, named in one line, from a worker too.
         """
-        transform, base = self.view.plain(), None
-        if augment is not None:
-            transform, base = _checked(augment, self.view), int(torch.randint(2**62, (), generator=generator))
-        keys = _with_seeds(parts, order, base)
-        loader = DataLoader(
+        transform = self.view.plain() if augment is None else _checked(augment, self.view)
+        base = None if augment is None else int(torch.randint(2**62, (), generator=generator))
+        loader: DataLoader = DataLoader(
             _Reader(self, transform),
             batch_size=None,
-            sampler=keys,
+            sampler=_with_seeds(parts, order, base),
             num_workers=self.workers,
             generator=torch.Generator(),  # else each epoch would draw a number from torch's own one
             pin_memory=self.labels.is_cuda,
         )
+        batches = self._started(loader, augment)
         try:
-            batches = iter(loader)
             for images in batches:
                 if isinstance(images, ValueError):
                     raise images from None
                 yield self.view.to_float(images.to(self.device, non_blocking=True))
-        except (pickle.PicklingError, AttributeError) as error:
-            seen, ways = f"{self.workers} with {_name(augment)} ({error})", "0, or a function that stands in a file"
-            raise ValueError(f"workers: got {seen}; allowed: {ways}") from error
         except RuntimeError as error:
-            require("DataLoader worker" not in str(error), "workers", f"one that ended ({error})", "0, or more memory")
+            ended = f"one that ended ({str(error).splitlines()[0]})"
+            require("DataLoader worker" not in str(error), "workers", ended, "0, or more memory for each")
             raise
         finally:
-            batches = None  # ends the workers now
+            del batches  # ends the workers now, not at some later time
+
+    def _started(self, loader: DataLoader, augment: Transform | None) -> Iterator[Any]:
+        try:
+            return iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:  # where Python does not fork
+            seen = f"{self.workers} with augment={_name(augment)}, which cannot be sent to another process"
+            raise ValueError(f"workers: got {seen} ({error}); allowed: 0, or a function from a file") from error
 
 
 class _Reader(Dataset):
@@ -372,8 +379,8 @@ class _Reader(Dataset):
     def __init__(self, photos: Photos, transform: Transform):
         self.photos, self.transform = photos, transform
 
-    def __getitem__(self, key: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
-        seeds, places = key
+    def __getitem__(self, index: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
+        seeds, places = index
         try:
             images = []
             for k, place in enumerate(places):
@@ -390,10 +397,10 @@ class _Reader(Dataset):
 def _with_seeds(
     parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None
 ) -> Iterator[tuple[list[int] | None, list[int]]]:
-    shown, order = 0, order and iter(order)
+    shown, places = 0, None if order is None else iter(order)
     for part in parts:
-        at = range(shown, shown + len(part)) if order is None else next(order).tolist()
-        yield None if base is None else [base + place for place in at], part.tolist()
+        at = range(shown, shown + len(part)) if places is None else next(places).tolist()
+        yield None if base is None else [base + n for n in at], part.tolist()
         shown += len(part)
 
 

@@ -154,6 +154,11 @@ def pictures_of(where: Path, empty: bool = False) -> tuple[dict[str, list[Path]]
     return found, [f"left out {rest}"] if rest else []
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures that can be read here, in a folder and below it, sorted; there need be no class folders."""
+    return [path for path in _files_below(folder) if path.suffix.lower() in _readable()[1]]
+
+
 def _files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """All files in a folder and below it, sorted; a link back to a folder that it lies in is not followed."""
     above = (*above, folder.resolve())
@@ -207,14 +212,14 @@ def in_list(
     try:
         text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # a path may be any bytes
     except OSError as error:
-        raise ValueError(
-            f"{file}: got no list of files ({error.strerror}); allowed: a file of lines 'path label'"
-        ) from error
+        raise ValueError(f"{file}: got {error.strerror}; allowed: a file with lines 'path label'") from error
     lines = []
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if line and not line.startswith("#"):
+            # up to the last tab if there is one, else up to the last blanks or comma
             parts = re.fullmatch(r"(.*\S)\s*\t\s*(\S.*)" if "\t" in line else r"(.*?[^\s,])[\s,]+([^\s,]+)", line)
-            require(parts and "\0" not in line, f"{file}, line {number}", repr(line[:80]), "'path label'")
+            if parts is None or "\0" in line:
+                raise ValueError(f"{file}, line {number}: got {line[:80]!r}; allowed: 'path label'")
             lines.append((number, parts[1], parts[2]))
     return listed(file, lines, root, class_names, skip_missing)
 
@@ -229,7 +234,7 @@ def listed(
     if root is None:
         absolute = all(map(os.path.isabs, paths))
         root = Path(os.path.commonpath([os.path.dirname(path) for path in paths])) if absolute else file.parent
-    paths = [os.path.relpath(path, root) if path.startswith(f"{root}{os.sep}") else path for path in paths]
+    paths = [path.removeprefix(f"{root}{os.sep}") for path in paths]
     first: dict[str, int] = {}
     for k, path in enumerate(paths):
         if labels[k] != labels[j := first.setdefault(path, k)]:
@@ -244,7 +249,8 @@ def listed(
         better = _better_root(root, [paths[k] for k in lost[:20]])
         require(skip_missing and len(lost) < len(paths), f"{file}, line {lines[lost[0]][0]}", seen + better, ways)
         notes.append(f"skipped {len(lost)} files that are not there, the first of them {paths[lost[0]]}")
-        paths, labels = ([v for v, here in zip(values, there, strict=True) if here] for values in (paths, labels))
+        paths = [path for path, here in zip(paths, there, strict=True) if here]
+        labels = [label for label, here in zip(labels, there, strict=True) if here]
     used = set(labels)
     if lacking := [name for j, name in enumerate(names) if j not in used]:
         notes.append(f"no image of {', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}")

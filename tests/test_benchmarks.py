@@ -92,3 +92,15 @@ def test_the_experiments_benchmark_runs_and_says_what_it_measured(tmp_path, caps
     assert result["common"][0] > 0 and all(rates[0] > 0 for rates in result["course"].values())
     assert all(value > 1e8 for value in result["peak"].values()) and str(result["workers"]) in result["trial_rates"]
     assert "common recipe, float32" in printed and "of peak" in printed
+
+
+def test_the_photographs_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
+    command = "photographs --files 6 9 --memory-size 8 --workers 0 --images 5 --size 32 --repeats 1"
+    result, printed = measured(command, tmp_path, capsys)
+    assert list(result["speed"]) == ["ready", "bare", "course", "course, one worker"]
+    for name, row in result["speed"].items():
+        assert row["images_a_second"] > 0 and name in printed
+        assert row["differs_by"] < (0.1 if name == "bare" else 1e-5), "the bare loop decodes in full"
+    assert [(row["files"], row["in_memory"]) for row in result["memory"]] == [(6, False), (9, False), (9, True)]
+    assert "in memory" in printed
+    assert result["digest"]["first"] > 0 and "digest of" in printed

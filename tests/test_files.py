@@ -521,7 +521,7 @@ def test_a_folder_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monke
     for number in range(4):
         save(tmp_path / "a" / f"{number}.png", (1, 2, 3), size=(2000, 1500))
     monkeypatch.setattr(files, "free_memory", lambda: 4 * 2000 * 1500 * 3 - 1)
-    monkeypatch.setattr(files, "_read_picture", lambda *_: pytest.fail("a picture was read"))
+    monkeypatch.setattr(files, "read_picture", lambda *_: pytest.fail("a picture was read"))
     message = "got 4 pictures of 2000 x 1500 with 3 channels, 0.036 GB in memory; allowed: the 0.036 GB .*size="
     with pytest.raises(ValueError, match=message):
         load_images(tmp_path, "all")

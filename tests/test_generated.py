@@ -496,6 +496,8 @@ CASES = {
 NOT_HERE = {
     "data.LabeledFeatures.__init__": "any width is right; the rest is in test_labeled.py",
     "data.Labeled.stream": "called by Batches with places that it counted",
+    "photos.Photos": "of files; test_photos.py",
+    "photos.View": "sees what it has read itself",
     "checks.floats": "what all of these take their arguments through",
     "checks.sums": "of values and groups that were checked",
     "runtime.on_cpu": "reads no number",

@@ -1,4 +1,7 @@
-"""`python -m course_utils experiments list | run | report`: long experiments, stopped and taken up at any moment."""
+"""`python -m course_utils experiments list | run | report`: long experiments, stopped and taken up at any moment.
+
+And `python -m course_utils predict MODEL FOLDER`: what a saved model says about pictures.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,15 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
 def parser() -> argparse.ArgumentParser:
     shown: dict[str, Any] = {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
     top = argparse.ArgumentParser(prog="python -m course_utils", description=__doc__.splitlines()[0])
-    commands = top.add_subparsers(required=True, metavar="experiments")
+    commands = top.add_subparsers(required=True, metavar="experiments|predict")
+    predict = commands.add_parser("predict", help="the class of every picture in a folder, by a model that was saved")
+    predict.set_defaults(action="predict")
+    predict.add_argument("model", help="the file that PhotoClassifier.save() wrote")
+    predict.add_argument("what", nargs="+", metavar="FOLDER", help="a folder with pictures in it or below it, or files")
+    about = "shares of the classes where the pictures come from: equal, as-trained, or a JSON file {class: share}"
+    predict.add_argument("--prior", default="equal", help=f"{about}; by default equal")
+    predict.add_argument("--out", type=located, help="a CSV file for the answers; by default the screen")
+    predict.add_argument("--workers", type=int, default=0, help="processes that read pictures; by default this one")
     experiments = commands.add_parser("experiments", help="list, run or report experiments", **shown)
     actions = experiments.add_subparsers(required=True, dest="action", metavar="list|run|report")
     actions.add_parser("list", help="the named experiments and the methods")
@@ -138,6 +149,12 @@ def run(options: argparse.Namespace) -> str:
     return f"{len(cells)} trainings are in {out}; now: python -m course_utils experiments report --out {out}"
 
 
+def predict(options: argparse.Namespace) -> str:
+    from ..classifier import predict_folder
+
+    return predict_folder(options.model, options.what, options.prior, options.out, options.workers)
+
+
 def report(options: argparse.Namespace) -> str:
     from .reports import write_report
 
@@ -155,7 +172,7 @@ def report(options: argparse.Namespace) -> str:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     try:
-        say({"list": list_text, "run": run, "report": report}[options.action](options))
+        say({"list": list_text, "run": run, "report": report, "predict": predict}[options.action](options))
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         say(f"error: {' '.join(str(error).split()) or type(error).__name__}", sys.stderr)
         return 2
