@@ -2,7 +2,7 @@
 
 import sys
 
-from . import decoupling, experiments, incremental, losses, openworld, photographs, training
+from . import decoupling, experiments, fine_tuning, incremental, losses, openworld, photographs, training
 
 BENCHMARKS = {
     "training": training.main,
@@ -11,6 +11,7 @@ BENCHMARKS = {
     "losses": losses.main,
     "openworld": openworld.main,
     "experiments": experiments.main,
+    "fine_tuning": fine_tuning.main,
     "photographs": photographs.main,
 }
 

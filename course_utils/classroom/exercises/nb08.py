@@ -96,9 +96,9 @@ def _loop(*, train=False, grad=False, plain=False, whole=False, drop=False, scal
 
 
 def balanced_head(features, labels, steps, lr):
-    head = nn.Linear(features.shape[1], int(labels.max()) + 1)
+    head = torch.nn.Linear(features.shape[1], int(labels.max()) + 1)
     for parameter in head.parameters():
-        nn.init.zeros_(parameter)
+        torch.nn.init.zeros_(parameter)
     sgd = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     log_counts = torch.bincount(labels).log()
     for _ in range(steps):
@@ -117,9 +117,11 @@ def _verify_head(answer):
         case = f"after {steps} steps with {' / '.join(map(str, counts))} images"
         got = answer(features.clone(), labels.clone(), steps, lr)
         if not isinstance(got, nn.Module):
-            raise Wrong(f"expected the trained nn.Linear {case}, got {type(got).__name__}")
+            hint = "None: is there a `return`?" if got is None else type(got).__name__
+            raise Wrong(f"expected the trained nn.Linear {case}, got {hint}")
+        ours = balanced_head(features, labels, steps, lr)
         with torch.no_grad():
-            want, said = balanced_head(features, labels, steps, lr)(features), got(features)
+            want, said = ours(features), got(features)
         expect_close(said, want, f"the logits of the head {case}", tolerance=1e-3)
 
 
