@@ -11,7 +11,7 @@ BENCHMARKS = {
     "losses": losses.main,
     "openworld": openworld.main,
     "experiments": experiments.main,
-    "fine_tuning": fine_tuning.main,
+    "fine-tuning": fine_tuning.main,
     "photographs": photographs.main,
 }
 

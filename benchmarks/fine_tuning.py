@@ -4,7 +4,7 @@ For every split, drawn anew from all pictures: features of a frozen EfficientNet
 on them; then the whole network goes on from there (`backbones.fine_tune()`), on the same training pictures. What is
 kept is chosen on validation pictures; both are measured on the test pictures of the split. Seconds are of one thread.
 
-    python -m benchmarks fine_tuning --json data/results/fine-tuning.json
+    python -m benchmarks fine-tuning --json data/results/fine-tuning.json
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def one_split(seed: int, size: int, epochs: int) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks fine_tuning", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks fine-tuning", description=__doc__)
     parser.add_argument("--size", type=int, default=96, help="pixels a side")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--splits", type=int, default=3)

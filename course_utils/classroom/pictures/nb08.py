@@ -60,7 +60,9 @@ def folder_picture(axes: Sequence[Axes], photos: Photos, counts: Counts, columns
     chosen = [*order[:2], *order[-3:]]
     look = photos.view.plain()
     places = [(photos.labels == j).nonzero()[:columns, 0].tolist() for j in chosen]
-    shown = torch.stack([look(photos.view.open(photos.path(i))) for some in places for i in some])
+    paper = torch.full((3, photos.view.size, photos.view.size), 255, dtype=torch.uint8)
+    read = [[look(photos.view.open(photos.path(i))) for i in some] for some in places]
+    shown = torch.stack([one for row in read for one in [*row, *[paper] * (columns - len(row))]])
     figures.image_rows(right, shown, columns, [photos.class_names[j].replace("_", " ") for j in chosen])
 
 
