@@ -5,6 +5,7 @@ import sys
 from . import (
     decoupling,
     experiments,
+    fine_tuning,
     folder_fine_tuning,
     incremental,
     losses,
@@ -21,6 +22,7 @@ BENCHMARKS = {
     "losses": losses.main,
     "openworld": openworld.main,
     "experiments": experiments.main,
+    "fine-tuning": fine_tuning.main,
     "photographs": photographs.main,
     "photograph-folders": photograph_folders.main,
     "folder-fine-tuning": folder_fine_tuning.main,

@@ -104,3 +104,14 @@ def test_the_photographs_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
     assert [(row["files"], row["in_memory"]) for row in result["memory"]] == [(6, False), (9, False), (9, True)]
     assert "in memory" in printed
     assert result["digest"]["first"] > 0 and "digest of" in printed
+
+
+def test_the_fine_tuning_benchmark_says_what_its_splits_say(tmp_path, capsys, monkeypatch):
+    def one_split(seed, size, epochs):
+        test = {"frozen": 50.0, "fine-tuned": 50.0 + seed}
+        return {"seed": seed, "size": size, "epochs": epochs, "test": test}
+
+    monkeypatch.setattr("benchmarks.fine_tuning.one_split", one_split)
+    result, printed = measured("fine-tuning --size 32 --epochs 2 --splits 3", tmp_path, capsys)
+    assert [row["seed"] for row in result["splits"]] == [0, 1, 2] and result["splits"][0]["size"] == 32
+    assert "fine-tuned minus frozen, points on test pictures: +1.0 [-1.5, +3.5] tie" in printed

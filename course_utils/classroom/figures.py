@@ -176,15 +176,15 @@ def in_percent(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * value:.0f} %" for name, value in scores.items())
 
 
-def group_legend(axes: Axes, names: Names = GROUPS, *, bars: bool = False, **options) -> Axes:
-    """Legend of the groups: colour and marker, or colour and hatch for bars."""
+def group_legend(
+    axes: Axes, names: Names = GROUPS, *, bars: bool = False, labels: Mapping[str, str] = GROUP_LABELS, **options
+) -> Axes:
+    """Legend of the groups: colour and marker, or colour and hatch for bars; `labels` for other borders."""
     if bars:
         style = {"edgecolor": "white"}
-        handles = [
-            Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], label=GROUP_LABELS[n], **style) for n in names
-        ]
+        handles = [Patch(facecolor=GROUP_COLORS[n], hatch=GROUP_HATCHES[n], label=labels[n], **style) for n in names]
     else:
-        handles = [Line2D([], [], label=GROUP_LABELS[n], **point_style(n)) for n in names]
+        handles = [Line2D([], [], label=labels[n], **point_style(n)) for n in names]
     axes.legend(handles=handles, **options)
     return axes
 

@@ -40,14 +40,16 @@ def by_validation(rows: Rows) -> list[str]:
     return sorted(rows, key=lambda m: -sum(row["validation"] for row in rows[m].values()) / len(rows[m]))
 
 
-def compare(axes: Sequence[Axes], rows: Rows, baseline: str) -> None:
+def compare(axes: Sequence[Axes], rows: Rows, baseline: str, labels: Mapping[str, str] = figures.GROUP_LABELS) -> None:
     """Left: test accuracy by group, the best on validation images on top. Right: differences from the baseline, as
-    `figures.difference_line()`."""
+    `figures.difference_line()`. labels: of the groups, where they have other borders."""
     left, right = axes
     order = by_validation(rows)
     figures.group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
     where = {"loc": "lower center", "bbox_to_anchor": (0.35, 1.0)}
-    figures.group_legend(left, WITH_ALL, ncols=4, fontsize=8, columnspacing=0.8, handletextpad=0.1, **where)
+    figures.group_legend(
+        left, WITH_ALL, labels=labels, ncols=4, fontsize=8, columnspacing=0.8, handletextpad=0.1, **where
+    )
     lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
     left.set_xlim(max(-3, lowest - 5), 101)
     for place, name in enumerate(order):
