@@ -20,7 +20,7 @@ import torch
 
 from course_utils.backbones import backbone, cached_features, fine_tune, train_heads, whole_model
 from course_utils.data import set_aside
-from course_utils.files import DATA_FOLDER
+from course_utils.machinery.files import DATA_FOLDER
 from course_utils.metrics import balanced_accuracy, difference_text
 from course_utils.photos import Photos, View
 from course_utils.runtime import write_atomically

@@ -22,18 +22,14 @@ Import a name from the file that defines it: `from course_utils.losses import LD
 
 and behind them the machinery:
 
-    files                 how the pictures of each data set are read from disk into memory
-    picture_files         which pictures a folder or a list names, and how one becomes upright RGB
-    checks                in which form numbers come in: integers, half precision, one number for each class
     runtime               start(): device, precision, seed, threads; files written whole
-    distributed           several processes or GPUs train one network, with the numbers of one
-    checkpoints           a training goes on where it stopped, and no other one from its file
+    machinery/            how numbers and files come in, checkpoints, several processes
     experiments/          grids, studies, reports, the command line, clusters
     classroom/            figures, sliders, exercises and their checks, running notebooks, grading
 
-A file imports only from files further down this order: runtime, distributed, checkpoints, checks, metrics,
-picture_files, files, data, photos, photo_sets, networks, sampling, losses, heads, training, then the methods, texts,
-backbones and classifier. Nothing above imports from the two folders, and classroom not from experiments.
+A file imports only from files further down this order: runtime, machinery, metrics, data, photos, photo_sets, networks,
+sampling, losses, heads, training, then the methods, texts, backbones and classifier. Nothing in front imports from
+experiments and classroom, and classroom not from experiments.
 """
 
 __version__ = "0.1.0"

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoints import code_of, describe, load_weights
-from .checks import floats
 from .data import LabeledFeatures
 from .losses import LogitAdjustedLoss
+from .machinery.checkpoints import code_of, describe, load_weights
+from .machinery.checks import floats
 from .methods import Trained, train_methods
 from .networks import EfficientNetLite0, ImageClassifier
 from .photos import Photos, View

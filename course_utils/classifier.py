@@ -32,10 +32,10 @@ from .backbones import LITE0, Backbone, EqualLength, backbone
 from .decoupling import LearnableWeightScaling, NearestClassMean
 from .heads import CosineClassifier
 from .losses import effective_number_weights
+from .machinery.picture_files import pictures_below
 from .methods import METHODS
 from .networks import ImageClassifier, device_of
 from .photos import Photos, View
-from .picture_files import pictures_below
 from .runtime import located, read_tensors, require, write_atomically, write_tensors
 from .training import predict
 

@@ -17,12 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .checks import of_classes, whole
-from .files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
+from .machinery.checks import of_classes, whole
+from .machinery.files import read_cifar, read_fashion_mnist, read_folder, read_letters, roots_for
 from .runtime import digest, located, require, tensor_digest
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 Some = TypeVar("Some", bound="Labeled")
 
@@ -94,7 +91,7 @@ class Labeled:
         """int64 (C,): how many inputs each class has."""
         return class_counts(self.labels, self.num_classes)
 
-    def subset(self, indices: Tensor) -> Self:
+    def subset(self: Some, indices: Tensor) -> Some:
         """Those at `indices`, in that order; or those where a bool mask (N,) is True."""
         indices = torch.as_tensor(indices, device=self.labels.device)
         if indices.dtype != torch.bool:  # uint8 would be a mask for torch
@@ -103,7 +100,7 @@ class Labeled:
         require(fits, "indices", f"a mask of shape {tuple(indices.shape)}", f"({len(self)},)")
         return self._with(self._chosen(indices), labels=self.labels[indices])
 
-    def only(self, class_names: Sequence[str]) -> Self:
+    def only(self: Some, class_names: Sequence[str]) -> Some:
         """Those of some classes, relabelled 0, 1, ... in the order of `class_names`."""
         unknown = [name for name in class_names if name not in self.class_names]
         some = len(class_names) and not unknown
@@ -114,7 +111,7 @@ class Labeled:
         labels = new_label[self.labels]
         return self._with(self._chosen(labels >= 0), labels=labels[labels >= 0], class_names=tuple(class_names))
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: Some, device: torch.device | str) -> Some:
         """The same on another device. Do this once, before training."""
         return self._with(self.inputs.to(device), labels=self.labels.to(device))
 
@@ -133,7 +130,7 @@ class Labeled:
     def _chosen(self, places: Tensor) -> Any:
         return self.inputs[places]
 
-    def _with(self, inputs: Any, **fields) -> Self:
+    def _with(self: Some, inputs: Any, **fields) -> Some:
         kept: Any = self
         return replace(kept, **{self.KIND: inputs}, **fields)
 

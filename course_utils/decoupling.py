@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats, sums
 from .data import Labeled, class_counts
 from .heads import positive_norms
+from .machinery.checks import floats, sums
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, on_cpu, require
 from .sampling import ClassBalancedSampler, EpochSampler

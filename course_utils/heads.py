@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats, of_classes, whole
+from .machinery.checks import floats, of_classes, whole
 from .runtime import require
 
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats
 from .data import LabeledImages, class_counts
 from .decoupling import class_means
 from .heads import CosineClassifier, extended_linear, row_norms, weight_align
 from .incremental_methods import Arm, BiasCorrection, PhaseObjective, clip_weights
 from .losses import less_forget_loss
+from .machinery.checks import floats
 from .metrics import balanced_accuracy, error_blocks, per_class_accuracy
 from .networks import MLP, ImageClassifier
 from .runtime import keeping_random_state, require

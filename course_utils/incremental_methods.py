@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats
 from .data import LabeledImages, class_counts
 from .losses import (
     adaptive_less_forget_weight,
@@ -24,6 +23,7 @@ from .losses import (
     less_forget_loss,
     score_distillation_loss,
 )
+from .machinery.checks import floats
 from .networks import ImageClassifier
 from .runtime import require
 from .training import extract_features

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats, of_classes
+from .machinery.checks import floats, of_classes
 from .runtime import on_cpu, require
 from .sampling import switch_epoch
 

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import floats, of_classes, sums, whole
+from .machinery.checks import floats, of_classes, sums, whole
 from .runtime import require
 
 GROUPS = ("many", "medium", "few")

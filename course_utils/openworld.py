@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import floats, of_classes, whole
 from .data import Labeled
 from .decoupling import class_means
+from .machinery.checks import floats, of_classes, whole
 from .metrics import confidence_of, open_set_auroc, open_set_fpr, per_class_accuracy, shot_accuracy
 from .networks import ImageClassifier
 from .runtime import keeping_random_state, on_cpu, require

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import roots_for
+from .machinery.files import roots_for
+from .machinery.picture_files import Found, class_folders, in_list, listed, pictures_of
 from .photos import USUAL, Photos, View
-from .picture_files import Found, class_folders, in_list, listed, pictures_of
 from .runtime import located, require
 
 

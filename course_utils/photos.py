@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .checkpoints import name_of
 from .data import Labeled
-from .picture_files import Found, in_folder, in_list, upright_picture
+from .machinery.checkpoints import name_of
+from .machinery.picture_files import Found, in_folder, in_list, upright_picture
 from .runtime import digest, keeping_random_state, located, progress_bar, require, tensor_digest
 
 Transform = Callable[[Image.Image], Tensor]  # an RGB picture to uint8 (3, H, W)

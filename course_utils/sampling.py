@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .checks import of_classes, whole
+from .machinery.checks import of_classes, whole
 from .runtime import require
 
 

@@ -29,9 +29,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import floats
 from .data import Labeled
-from .files import roots_for
+from .machinery.checks import floats
+from .machinery.files import roots_for
 from .networks import ImageClassifier
 from .runtime import digest, located, require
 

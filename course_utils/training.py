@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from torch.optim.sgd import sgd
 from torch.utils.data import Sampler
 
-from .checkpoints import load_checkpoint, name_of, save_checkpoint, tell, training_settings
 from .data import Labeled, LabeledImages
-from .distributed import SharedLoss, process, refuse_differences, share_of, weights_of
+from .machinery.checkpoints import load_checkpoint, name_of, save_checkpoint, tell, training_settings
+from .machinery.distributed import SharedLoss, process, refuse_differences, share_of, weights_of
 from .networks import ImageClassifier, device_of
 from .runtime import keeping_random_state, progress_bar, require
 from .sampling import EpochSampler, InstanceBalancedSampler, switch_epoch

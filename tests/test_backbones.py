@@ -23,8 +23,8 @@ from course_utils.backbones import (
     warm_cosine,
     whole_model,
 )
-from course_utils.checkpoints import load_weights
 from course_utils.data import LabeledFeatures
+from course_utils.machinery.checkpoints import load_weights
 from course_utils.methods import METHODS
 from course_utils.networks import ImageClassifier
 from course_utils.photos import Photos, View

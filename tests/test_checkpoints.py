@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import RandomSampler
 
-from course_utils.checkpoints import describe
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier
 from course_utils.losses import DeferredReweighting, FocalLoss, LDAMLoss
+from course_utils.machinery.checkpoints import describe
 from course_utils.networks import MLP, ImageClassifier
 from course_utils.runtime import digest
 from course_utils.sampling import (

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from course_utils import files as sources
 from course_utils.data import (
     LabeledImages,
     class_counts,
@@ -28,6 +27,7 @@ from course_utils.data import (
     long_tailed,
     step_counts,
 )
+from course_utils.machinery import files as sources
 from course_utils.runtime import available_devices
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out 1 .txt")  # `folder` has one

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_in_processes import COUNTS, DATA, EPOCHS, EQUAL, SAMPLERS, trained
 
-from course_utils import distributed
+from course_utils.machinery import distributed
 from course_utils.runtime import device_of_process
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from course_utils.classroom import figures
 from course_utils.classroom.exercises.nb08 import at_the_place, balanced_head
 from course_utils.classroom.pictures import nb08
-from course_utils.files import DATA_FOLDER
+from course_utils.machinery.files import DATA_FOLDER
 from course_utils.photos import Photos, View
 
 COUNTS = [40, 20, 3]

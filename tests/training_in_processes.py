@@ -18,9 +18,9 @@ from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 
 from course_utils.data import LabeledImages
-from course_utils.distributed import in_shares, process, several_processes
 from course_utils.heads import CosineClassifier
 from course_utils.losses import DeferredReweighting, FocalLoss, LDAMLoss, LogitAdjustedLoss
+from course_utils.machinery.distributed import in_shares, process, several_processes
 from course_utils.networks import MLP, ImageClassifier, SmallCNN
 from course_utils.photos import Photos, View
 from course_utils.sampling import (

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import describe
+from ..machinery.checkpoints import describe
 from ..runtime import digest, located, require
 from .cells import Cell, combinations, run_cells
 

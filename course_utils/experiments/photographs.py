@@ -39,11 +39,11 @@ from ..backbones import (
 )
 from ..classifier import PhotoClassifier, assumed_shares
 from ..data import Labeled, LabeledFeatures
+from ..machinery.picture_files import head_of, pictures_of, splits_of
 from ..methods import METHODS, trainings_of
 from ..metrics import mean_and_spread, per_class_accuracy
 from ..networks import NETWORKS, OnlyHead
 from ..photos import Photos
-from ..picture_files import head_of, pictures_of, splits_of
 from ..runtime import choose_device, digest, keeping_random_state, located, require
 from ..training import fit
 from .cells import plain, read_json, write_json

@@ -33,10 +33,10 @@ from ..data import (
     set_aside,
     step_counts,
 )
+from ..machinery.picture_files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import best_temperature, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import NETWORKS
-from ..picture_files import pictures_of, splits_of
 from ..runtime import choose_device, digest, located, require
 from ..texts import TEXT_NETWORKS, LabeledTexts, known_words, load_texts, word_dropout
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule

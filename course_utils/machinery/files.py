@@ -21,10 +21,10 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..runtime import located, require
 from .picture_files import head_of, pictures_of, read_picture, splits_with, warn_about
-from .runtime import located, require
 
-DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
+DATA_FOLDER = Path(__file__).resolve().parents[2] / "data"
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 DIGITS = tuple("0123456789")

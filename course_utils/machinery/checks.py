@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .runtime import require
+from ..runtime import require
 
 
 def _as_tensor(name: str, values: Any, allowed: str) -> Tensor:

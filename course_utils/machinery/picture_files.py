@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
-from .runtime import require
+from ..runtime import require
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # what folders are called
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")

@@ -28,7 +28,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from .runtime import choose_device, device_of_process, require, tensor_digest
+from ..runtime import choose_device, device_of_process, require, tensor_digest
 
 
 @contextlib.contextmanager

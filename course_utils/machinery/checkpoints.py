@@ -23,8 +23,8 @@ import torch
 from packaging.version import Version
 from torch import nn
 
+from ..runtime import digest, located, require, tensor_digest, write_atomically
 from .distributed import from_first, process, refuse_differences, weights_of
-from .runtime import digest, located, require, tensor_digest, write_atomically
 
 
 def save_checkpoint(
@@ -309,7 +309,7 @@ def _in_package(part: Any) -> bool:
 @cache
 def _is_installed(file: str) -> bool:
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    places = [Path(__file__).resolve().parent, *(Path(sysconfig.get_path(kind)).resolve() for kind in kinds)]
+    places = [Path(__file__).resolve().parents[1], *(Path(sysconfig.get_path(kind)).resolve() for kind in kinds)]
     path = Path(file).resolve()
     return any(map(path.is_relative_to, places)) or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
