@@ -38,10 +38,8 @@ def sources(path):
                 setattr(node, field, "true_" + getattr(node, field))
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.level:
-            node.module, node.level = (
-                {3: "course_utils.", 1: "course_utils.classroom.exercises"}[node.level] + (node.module or ""),
-                0,
-            )
+            package = {3: "course_utils", 1: "course_utils.classroom.exercises"}[node.level]
+            node.module, node.level = ".".join(filter(None, [package, node.module])), 0
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXERCISES":
             table = dict(zip(map(ast.literal_eval, node.value.keys), node.value.values, strict=True))
         elif "__future__" not in ast.unparse(node) and "_verify" not in ast.unparse(node):
@@ -284,6 +282,10 @@ def test_no_verdict_is_wrong(graded, record_property):
                 different.append((name, number, want, judged))
     assert len(SUBMISSIONS) >= 30 and different == []
     assert {want for want, _ in confusion} == set(grading.VERDICTS)
+    mutants = [
+        judged for name in graded.rows if name.startswith("mutants") for judged in graded.rows[name].judged.values()
+    ]
+    assert not any("stopped with" in judged.remark for judged in mutants), "wrong for what they return"
     counts = ", ".join(f"{n} {want}" for (want, _), n in sorted(confusion.items()))
     record_property(
         "note", f"grading: {len(SUBMISSIONS)} submissions in {graded.seconds:.0f} s, no wrong verdict: {counts}"
