@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ...metrics import mean_and_spread, per_class_accuracy, shot_accuracy
+from ...metrics import per_class_accuracy, shot_accuracy
 from ...photos import Photos
 from .. import figures
 from ..figures import GREY, GROUP_COLORS, GROUP_HATCHES, ORANGE, Counts, Names, picture
@@ -21,7 +21,7 @@ PLACES = {  # the shares of the classes are n_j to this power
     "as in training": 1.0,
     "flatter": 0.5,
     "all equal": 0.0,
-    "the rare ones are common": -0.5,
+    "rare ones common": -0.5,
 }
 TOLD = ("nothing", "its true shares", "the training shares")
 PLACE_SIZE = (10.0, 4.4)
@@ -124,8 +124,8 @@ def place_picture(
             ]
             points[head].set_data(values, [row] * len(values))
             means[head].set_data([sum(values) / len(values)], [row])
-            found[head] = "{:.1f} ± {:.1f} %".format(*mean_and_spread(values))
+            found[head] = f"{sum(values) / len(values):.1f} %"
         right.set_title(f"the heads are told {told}", fontsize=11)
-        return f"Classes {place}, the heads are told {told}: " + ", ".join(f"{h} {text}" for h, text in found.items())
+        return f"{place.capitalize()}, told {told}: " + ", ".join(f"{h} {text}" for h, text in found.items())
 
     return update
