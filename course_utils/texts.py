@@ -14,6 +14,7 @@ import csv
 import functools
 import gzip
 import hashlib
+import io
 import re
 import sys
 import unicodedata
@@ -393,7 +394,7 @@ def _read_csv(path: Path, text: str, label: str, encoding: str) -> Rows:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); allowed: a CSV file, packed by gzip or not") from error
-    lines = _decoded(raw, path, encoding).splitlines(keepends=True)
+    lines = io.StringIO(_decoded(raw, path, encoding), newline="")  # a new line inside of quotes belongs to the text
     before = csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)  # a text may be long
     try:
         reader = csv.DictReader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)

@@ -155,7 +155,7 @@ def _shares_of_answers(said, labels, num_classes):
 
 EXERCISES = {
     "9.1": Exercise(
-        goal="the mean vector of the words of each text, padding left out.",
+        goal="the mean vector of each text's words.",
         verify=_verify_mean,
         solution=mean_of_words,
         mutants=(
@@ -168,7 +168,7 @@ EXERCISES = {
         ),
     ),
     "9.2": Exercise(
-        goal="the words of each text in reverse order, what is behind them in place.",
+        goal="each text's words turned around.",
         verify=_verify_backwards,
         solution=words_backwards,
         mutants=(
@@ -182,7 +182,7 @@ EXERCISES = {
         ),
     ),
     "9.3": Exercise(
-        goal="word dropout, and weights 1 / n_j from the switch on.",
+        goal="word dropout, and 1 / n_j from the switch on.",
         verify=_verify_training,
         solution=train_late,
         mutants=(
@@ -200,7 +200,7 @@ EXERCISES = {
         ),
     ),
     "9.4": Exercise(
-        goal="the error of each class in %, and the mean of these numbers.",
+        goal="errors by class in %, and their mean.",
         verify=_verify_errors,
         solution=errors_by_class,
         mutants=(
