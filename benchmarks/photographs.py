@@ -197,11 +197,12 @@ def table(result: dict) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    os.environ["COURSE_QUIET"] = "1"
     parser = argparse.ArgumentParser(prog="python -m benchmarks photographs", description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, nargs="+", default=[2000, 20_000], help="whose peak memory is compared")
-    parser.add_argument("--memory-size", type=int, default=64, help="pixels a side; small, so that files would show")
+    parser.add_argument("--memory-size", type=int, default=40, help="pixels a side; few, so that files would show")
     parser.add_argument("--workers", type=int, default=1, help="processes that read, where memory is measured")
-    parser.add_argument("--images", type=int, default=256, help="whose features are computed")
+    parser.add_argument("--images", type=int, default=128, help="whose features are computed")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")

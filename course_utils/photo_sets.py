@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ class Published:
     """A data set as its authors describe it: what lies where, and what it counts."""
 
     folder: str
-    file: str  # its list, with "train", "val" or "test" for {}
+    files: tuple[str, ...]  # its list, or what is as good, with "train", "val" or "test" for {}
     pictures: str
     counts: Mapping[str, tuple[int, int, int, int]]  # of each split: images, classes, most and fewest of a class
 
@@ -25,25 +26,25 @@ class Published:
 PUBLISHED = {
     "tiny-imagenet": Published(
         "tiny-imagenet-200",
-        "wnids.txt",
+        ("wnids.txt",),
         "train/CLASS/images, val/images and val/val_annotations.txt",
         {"train": (100_000, 200, 500, 500), "validation": (10_000, 200, 50, 50)},
     ),
     "imagenet-lt": Published(
         "ImageNet_LT",
-        "ImageNet_LT_{}.txt",
+        ("ImageNet_LT_{}.txt",),
         "train/CLASS and val/CLASS of ImageNet",
         {"train": (115_846, 1000, 1280, 5), "validation": (20_000, 1000, 20, 20), "test": (50_000, 1000, 50, 50)},
     ),
     "places-lt": Published(
         "Places_LT",
-        "Places_LT_{}.txt",
+        ("Places_LT_{}.txt",),
         "train/CLASS and val/CLASS of Places365",
         {"train": (62_500, 365, 4980, 5), "validation": (7_300, 365, 20, 20), "test": (36_500, 365, 100, 100)},
     ),
     "inaturalist-2018": Published(
         "iNaturalist18",
-        "iNaturalist18_{}.txt",
+        ("iNaturalist18_{}.txt", "{}2018.json"),
         "train_val2018/GROUP/CLASS",
         {"train": (437_513, 8142, 1000, 2), "validation": (24_426, 8142, 3, 3)},
     ),
@@ -64,7 +65,8 @@ def load_photos(
     Args:
         name: "tiny-imagenet" (not long-tailed: cut a tail with `long_tailed()`), "imagenet-lt", "places-lt" or
             "inaturalist-2018", whose validation images are the test images of the papers.
-        split: "train", "validation" or "test"; Tiny-ImageNet and iNaturalist published no labels of theirs.
+        split: "train", "validation" or "test"; the labels of the test images of Tiny-ImageNet and iNaturalist were
+            not published.
         root: folder of the pictures; the list lies in it, or in the folder that COURSE_DATA names. By default
             pictures and list lie together there, or in a folder of it such as ImageNet_LT.
         published: what to expect of each data set.
@@ -78,18 +80,21 @@ def load_photos(
     require(name in published, "name", repr(name), ", ".join(published))
     about = published[name]
     require(split in about.counts, "split", f"{split!r} for {name!r}", ", ".join(about.counts))
-    file = about.file.format({"validation": "val"}.get(split, split))
+    files = [file.format({"validation": "val"}.get(split, split)) for file in about.files]
     roots = [place for one in roots_for(root) for place in (one, one / about.folder)]
-    here = next((place for place in roots if (place / file).is_file()), None)
-    if here is None:
+    file = next((place / file for place in roots for file in files if (place / file).is_file()), None)
+    if file is None:
         raise FileNotFoundError(
-            f"{name}: {file} is in none of {', '.join(map(str, roots))}. Put it, as its authors published it, beside "
-            f"{about.pictures}, and name that folder by root= or COURSE_DATA"
+            f"{name}: {' or '.join(files)} is in none of {', '.join(map(str, roots))}. Put it, as its authors "
+            f"published it, beside {about.pictures}, and name that folder by root= or COURSE_DATA"
         )
+    pictures = file.parent if root is None else located(root)
     if name == "tiny-imagenet":
-        found = _in_tiny_imagenet(here, split)
+        found = _in_tiny_imagenet(file.parent, split)
+    elif file.suffix == ".json":
+        found = _named_by_folders(_in_json(file, pictures))
     else:
-        found = _named_by_folders(in_list(here / file, here if root is None else located(root)))
+        found = _named_by_folders(in_list(file, pictures))
     photos = Photos.from_found(found, view, workers)
     counts = photos.counts
     got = (len(photos), photos.num_classes, int(counts.max()), int(counts.min()))
@@ -122,3 +127,15 @@ def _in_tiny_imagenet(root: Path, split: str) -> Found:
         require(rest, f"{file}, line {number}", repr(line[:80]), "file, class and box, with tabs between them")
         lines.append((number, f"val/images/{path}", rest[0]))
     return listed(file, lines, root, list(classes))
+
+
+def _in_json(file: Path, root: Path) -> Found:
+    """What iNaturalist published: images with id and file_name, annotations with image_id and category_id."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        found = [(names[one["image_id"]], str(one["category_id"])) for one in content["annotations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        allowed = "images with id and file_name, annotations with image_id and category_id"
+        raise ValueError(f"{file}: got something else ({type(error).__name__}: {error}); allowed: {allowed}") from error
+    return listed(file, [(k, *pair) for k, pair in enumerate(found, 1)], root, None)

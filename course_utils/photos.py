@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,14 +25,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .checkpoints import name_of
 from .data import Labeled
 from .picture_files import Found, in_folder, in_list, upright_picture
 from .runtime import digest, keeping_random_state, located, progress_bar, require, tensor_digest
 
-Some = TypeVar("Some")
+Key = tuple[list[int] | None, list[int]]  # seeds for augmentation, places of the images
 Transform = Callable[[Image.Image], Tensor]  # an RGB picture to uint8 (3, H, W)
 FITS = ("crop", "pad", "squash")
-LONGEST = 4  # a side more than so many times as long as the other one is cut, before it is scaled
 
 
 # ---- how a file becomes a tensor -------------------------------------------------------------------------------------
@@ -58,11 +58,13 @@ class View:
     def __post_init__(self):
         require(isinstance(self.size, int) and self.size >= 1, "size", repr(self.size), "an integer of at least 1")
         require(self.fit in FITS, "fit", repr(self.fit), ", ".join(FITS))
-        require(0 < self.share <= 1, "share", self.share, "above 0, at most 1")
+        some = isinstance(self.share, int | float) and 0 < self.share <= 1
+        require(some, "share", repr(self.share), "above 0, at most 1")
         for name, above in (("mean", -np.inf), ("std", 0)):
             values = getattr(self, name)
-            fits = isinstance(values, tuple) and len(values) == 3 and all(above < value < np.inf for value in values)
-            require(fits, name, values, f"a tuple of three numbers above {above}")
+            numbers = isinstance(values, tuple) and all(isinstance(v, int | float) for v in values)
+            fits = numbers and len(values) == 3 and all(above < v < np.inf for v in values)
+            require(fits, name, repr(values), f"a tuple of three numbers above {above}")
         grey = isinstance(self.background, int) and 0 <= self.background <= 255
         require(grey, "background", repr(self.background), "an integer from 0 to 255")
 
@@ -81,7 +83,7 @@ class View:
 
         bicubic, both = v2.InterpolationMode.BICUBIC, (self.size, self.size)
         steps: dict[str, list[Any]] = {
-            "crop": [_Cut(LONGEST), v2.Resize(round(self.size / self.share), bicubic), v2.CenterCrop(self.size)],
+            "crop": [_Cut(), v2.Resize(round(self.size / self.share), bicubic), v2.CenterCrop(self.size)],
             "pad": [_Pad(self.size, self.background)],
             "squash": [v2.Resize(both, bicubic)],
         }
@@ -95,8 +97,8 @@ class View:
         from torchvision.transforms import v2
 
         require(0 < scale[0] <= scale[1] <= 1, "scale", scale, "two numbers above 0, at most 1, the smaller one first")
-        require(0 <= flip <= 1, "flip", flip, "0 to 1")
-        require(0 <= color <= 1, "color", color, "0 to 1")
+        for name, value in (("flip", flip), ("color", color)):
+            require(0 <= value <= 1, name, value, "0 to 1")
         pad = [_Pad(2 * self.size, self.background)] if self.fit == "pad" else []
         crop = v2.RandomResizedCrop(self.size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC)
         jitter = [v2.ColorJitter(color, color, color)] if color else []
@@ -142,9 +144,9 @@ class _Pad:
 
 @dataclass(frozen=True)
 class _Cut:
-    """The middle of a picture that is extremely long: scaled as it is, it would fill the memory."""
+    """The middle of a picture whose sides differ by more than `longest`: scaled as it is, it could fill the memory."""
 
-    longest: int
+    longest: int = 4
 
     def __call__(self, image: Image.Image) -> Image.Image:
         most = self.longest * min(image.size)
@@ -177,14 +179,13 @@ class Photos(Labeled):
     root: str = ""
 
     def __post_init__(self):
-        array, what = isinstance(self.paths, np.ndarray), "bytes in an array of shape (N,)"
-        require(array, "paths", type(self.paths).__name__, what)
-        seen = f"{self.paths.dtype} of shape {self.paths.shape}"
-        require(self.paths.dtype.kind == "S" and self.paths.ndim == 1, "paths", seen, what)
+        paths, what = self.paths, "bytes in an array of shape (N,)"
+        require(isinstance(paths, np.ndarray), "paths", type(paths).__name__, what)
+        require(paths.dtype.kind == "S" and paths.ndim == 1, "paths", f"{paths.dtype} of shape {paths.shape}", what)
         one_each = len(self.labels) == len(self.paths)
         require(one_each, "labels", f"{len(self.labels)} for {len(self.paths)} paths", "one for each path")
-        whole = isinstance(self.workers, int) and self.workers >= 0
-        require(whole, "workers", repr(self.workers), "an integer of at least 0")
+        count = isinstance(self.workers, int) and self.workers >= 0
+        require(count, "workers", repr(self.workers), "an integer of at least 0")
         self._check_labels()
 
     def __repr__(self) -> str:
@@ -192,7 +193,6 @@ class Photos(Labeled):
         return f"Photos({what}, {self.num_classes} classes, on {self.device})"
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """(uint8 (3, S, S), label)"""
         return self.view.plain()(self.view.open(self.path(index))), self.labels[index]
 
     @classmethod
@@ -266,11 +266,9 @@ class Photos(Labeled):
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
     def with_view(self, view: View) -> Photos:
-        """The same files, seen in another way."""
         return replace(self, view=view)
 
     def to(self, device: torch.device | str) -> Photos:
-        """The same with images that `stream()` brings to another device."""
         return replace(self, labels=self.labels.to(device))
 
     def digest(self) -> str:
@@ -280,35 +278,35 @@ class Photos(Labeled):
         It reads every file once; later calls in this process only those whose size or time has changed since.
         """
         found = hashlib.sha256()
-        for path, content in zip(self.paths.tolist(), self._each(_content_of), strict=True):
-            found.update(len(path).to_bytes(4, "big") + path + content)
+        with ThreadPoolExecutor(max(1, self.workers)) as pool, progress_bar(len(self), "file", delay=2) as bar:
+            for start in range(0, len(self), 1024):  # a pool would line up all of them at once
+                places = range(start, min(start + 1024, len(self)))
+                for place, content in zip(places, pool.map(_content_of, map(self.path, places)), strict=True):
+                    path = bytes(self.paths[place])
+                    found.update(len(path).to_bytes(4, "big") + path + content)
+                    bar.update()
         return digest(self.view.numbers(), self.class_names, tensor_digest(self.labels), found.hexdigest())
 
     def _without_broken(self) -> Photos:
         """The same without files that are no readable pictures; a warning names them."""
-        broken = {place: problem for place, problem in enumerate(self._each(self._problem)) if problem}
-        if not broken:
-            return self
-        rest = self.subset(torch.tensor([place not in broken for place in range(len(self))]))
-        for name, before, after in zip(self.class_names, self.counts.tolist(), rest.counts.tolist(), strict=True):
+        good = []
+        with progress_bar(len(self), "file", delay=2) as bar:
+            for fine in self._read(self._is_readable, range(len(self))):
+                good.append(fine)
+                bar.update()
+        rest = self.subset(torch.tensor(good))
+        for name, before, after in zip(self.class_names, self.counts, rest.counts, strict=True):
             require(after or not before, f"class {name!r}", f"{before} files, none of them readable", "one at least")
-        names = ", ".join(os.fsdecode(self.paths[place]) for place in broken)
-        warnings.warn(f"skipped {len(broken)} files that are no readable images: {names}", stacklevel=4)
+        names = ", ".join(os.fsdecode(path) for path, fine in zip(self.paths.tolist(), good, strict=True) if not fine)
+        if names:
+            warnings.warn(f"skipped {len(self) - len(rest)} files that are no readable images: {names}", stacklevel=4)
         return rest
 
-    def _problem(self, path: str) -> str | None:
+    def _is_readable(self, index: int) -> bool:
         try:
-            self.view.open(path)
-        except ValueError as error:
-            return str(error)
-
-    def _each(self, function: Callable[[str], Some]) -> Iterator[Some]:
-        """What the function gives for the path of each file, in their order; it runs in as many threads as workers."""
-        with ThreadPoolExecutor(max(1, self.workers)) as pool, progress_bar(len(self), "file", delay=2) as bar:
-            for start in range(0, len(self), 1024):  # a pool would line up all of them at once
-                for value in pool.map(function, map(self.path, range(start, min(start + 1024, len(self))))):
-                    bar.update()
-                    yield value
+            return self.view.open(self.path(index)) is not None
+        except ValueError:
+            return False
 
     def _chosen(self, places: Tensor) -> np.ndarray:
         return self.paths[places.cpu().numpy()]
@@ -344,59 +342,61 @@ class Photos(Labeled):
         """
         transform = self.view.plain() if augment is None else _checked(augment, self.view)
         base = None if augment is None else int(torch.randint(2**62, (), generator=generator))
+        keys = _with_seeds(parts, order, base)
+        for images in self._read(functools.partial(_read_part, self, transform), keys):
+            if isinstance(images, ValueError):
+                raise images from None
+            yield self.view.to_float(torch.from_numpy(images).to(self.device))
+
+    def _read(self, function: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
+        """function(key) of each key in turn, by the workers; these end when it ends, or when it is left."""
         loader: DataLoader = DataLoader(
-            _Reader(self, transform),
+            _Keys(),
             batch_size=None,
-            sampler=_with_seeds(parts, order, base),
+            sampler=keys,
             num_workers=self.workers,
             generator=torch.Generator(),  # else each epoch would draw a number from torch's own one
-            pin_memory=self.labels.is_cuda,
+            collate_fn=function,
         )
-        batches = self._started(loader, augment)
         try:
-            for images in batches:
-                if isinstance(images, ValueError):
-                    raise images from None
-                yield self.view.to_float(images.to(self.device, non_blocking=True))
+            results = iter(loader)
+        except (pickle.PicklingError, AttributeError, TypeError, AssertionError) as error:
+            seen = f"{self.workers}, which cannot be started ({error})"  # inside of a worker, or without fork
+            raise ValueError(f"workers: got {seen}; allowed: 0, or an augment that stands in a file") from error
+        try:
+            yield from results
         except RuntimeError as error:
             ended = f"one that ended ({str(error).splitlines()[0]})"
             require("DataLoader worker" not in str(error), "workers", ended, "0, or more memory for each")
             raise
         finally:
-            del batches  # ends the workers now, not at some later time
-
-    def _started(self, loader: DataLoader, augment: Transform | None) -> Iterator[Any]:
-        try:
-            return iter(loader)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:  # where Python does not fork
-            seen = f"{self.workers} with augment={_name(augment)}, which cannot be sent to another process"
-            raise ValueError(f"workers: got {seen} ({error}); allowed: 0, or a function from a file") from error
+            del results  # ends the workers now, not at some later time
 
 
-class _Reader(Dataset):
-    """What a worker does: (seeds or None, places) of a part to uint8 (B, 3, S, S), or an error that names a file."""
+class _Keys(Dataset):
+    """Each key as it is; the loader's `collate_fn` makes an image of it, or something else, in a worker."""
 
-    def __init__(self, photos: Photos, transform: Transform):
-        self.photos, self.transform = photos, transform
-
-    def __getitem__(self, index: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
-        seeds, places = index
-        try:
-            images = []
-            for k, place in enumerate(places):
-                picture = self.photos.view.open(self.photos.path(place))
-                with _seeded(seeds[k]) if seeds else contextlib.nullcontext():
-                    images.append(self.transform(picture))
-            shapes = {tuple(image.shape) for image in images}
-            require(len(shapes) == 1, "augment", f"images of {sorted(shapes)}", "one size for all")
-            return torch.stack(images)
-        except ValueError as error:
-            return ValueError(str(error))
+    def __getitem__(self, index: Any) -> Any:
+        return index
 
 
-def _with_seeds(
-    parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None
-) -> Iterator[tuple[list[int] | None, list[int]]]:
+def _read_part(photos: Photos, transform: Transform, key: Key) -> np.ndarray | ValueError:
+    """(seeds or None, places) to uint8 (B, 3, S, S), or to an error that names a file."""
+    seeds, places = key
+    try:
+        images = []
+        for k, place in enumerate(places):
+            picture = photos.view.open(photos.path(place))
+            with _seeded(seeds[k]) if seeds else contextlib.nullcontext():
+                images.append(transform(picture))
+        shapes = {tuple(image.shape) for image in images}
+        require(len(shapes) == 1, "augment", f"images of {sorted(shapes)}", "one size for all")
+        return torch.stack(images).numpy()  # through a pipe; a tensor would take shared memory, and leave holes in ours
+    except ValueError as error:
+        return ValueError(str(error))
+
+
+def _with_seeds(parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None) -> Iterator[Key]:
     shown, places = 0, None if order is None else iter(order)
     for part in parts:
         at = range(shown, shown + len(part)) if places is None else next(places).tolist()
@@ -424,16 +424,12 @@ def _checked(augment: Any, view: View) -> Transform:
     try:
         with _seeded(0):
             made = augment(Image.new("RGB", (2 * view.size, 2 * view.size), "grey"))
-        seen = f"{_name(augment)}, which gives {getattr(made, 'dtype', type(made).__name__)}"
+        seen = f"{name_of(augment)}, which gives {getattr(made, 'dtype', type(made).__name__)}"
         fits = isinstance(made, Tensor) and made.dtype == torch.uint8 and made.ndim == 3
     except Exception as error:
-        seen, fits = f"{_name(augment)}, which fails on a picture ({error})", False
+        seen, fits = f"{name_of(augment)}, which fails on a picture ({error})", False
     require(fits, "augment", seen, "a function of an RGB picture that gives uint8 (3, H, W), such as view.augmented()")
     return augment
-
-
-def _name(part: Any) -> str:
-    return getattr(part, "__name__", type(part).__name__)
 
 
 def _content_of(path: str) -> bytes:

@@ -266,7 +266,7 @@ def _labels(file: Path, lines: list[Line], class_names: Sequence[str] | None) ->
         names = tuple(dict.fromkeys(class_names or sorted({label for _, _, label in lines})))
         place = {name: j for j, name in enumerate(names)}
         for number, _, label in lines:
-            odd = label not in place or re.fullmatch(r"[-+.0-9eE]+", label)
+            odd = label not in place or re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", label)
             require(not odd, f"{file}, line {number}", f"label {label!r}", "whole numbers from 0, or names of classes")
         return [place[label] for _, _, label in lines], names
     if not all(numbers):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pretend_gpu import pretend_gpu
-from test_files import as_stored
+from test_files import BAD, as_stored
 
 from course_utils import photos as photos_file
 from course_utils.data import hold_out, load_images, long_tailed
@@ -76,8 +76,11 @@ def children():
         ({"fit": "stretch"}, "fit: got 'stretch'; allowed: crop, pad, squash"),
         ({"share": 0}, "share: got 0; allowed: above 0, at most 1"),
         ({"share": 1.1}, "share: got 1.1"),
+        ({"share": "1"}, "share: got '1'"),
         ({"mean": (0.5, 0.5)}, r"mean: got \(0.5, 0.5\); allowed: a tuple of three numbers"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean: got"),
+        ({"mean": (0.5, 0.5, "0")}, "mean: got"),
+        ({"std": 3}, "std: got 3"),
         ({"std": (0.5, 0.0, 0.5)}, "std: got .*allowed: a tuple of three numbers above 0"),
         ({"background": 256}, "background: got 256; allowed: an integer from 0 to 255"),
     ],
@@ -255,6 +258,16 @@ def test_a_broken_file_is_named_in_one_line_when_its_image_is_needed(folder, wor
     assert not children()
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_whatever_is_wrong_with_a_file_it_is_named_or_left_out(folder, name):
+    (folder / "train" / "b" / name).write_bytes(BAD[name])
+    data = Photos.from_folder(folder, view=SMALL)
+    with pytest.raises(ValueError, match=rf"^\S+train/b/{name} is not a readable image: [^\n]+$"):
+        list(Batches(data, 4))
+    with pytest.warns(UserWarning, match=f"skipped 1 files that are no readable images: train/b/{name}"):
+        assert len(Photos.from_folder(folder, skip_broken=True)) == 10
+
+
 def test_broken_files_can_be_left_out_and_are_named(folder):
     truncate(folder / "train" / "b" / "1.jpg")
     (folder / "train" / "a" / "2.png").write_text("<html>")
@@ -298,9 +311,9 @@ def test_a_list_names_what_the_folder_holds(whole, tmp_path):
         listed(tmp_path, "\ufeff# a comment\r\n\r\n" + "\r\n".join(LINES) + "\r\n\r\n", root=str(whole)),
         listed(tmp_path, [line.replace(" ", "\t") for line in LINES], root=whole),
         listed(tmp_path, [line.replace(" ", ", ") for line in LINES], root=whole),
-        listed(tmp_path, [f"{line[:-1]}{'xyz'[int(line[-1])]}" for line in LINES], root=whole),
+        listed(tmp_path, [f"{line[:-1]}{'Eez'[int(line[-1])]}" for line in LINES], root=whole),
     ):
-        assert torch.equal(data.labels, want.labels) and data.class_names in (("0", "1", "2"), ("x", "y", "z"))
+        assert torch.equal(data.labels, want.labels) and data.class_names in (("0", "1", "2"), ("E", "e", "z"))
         assert [data.path(i) for i in range(10)] == [want.path(i) for i in range(10)]
 
 
@@ -468,7 +481,7 @@ def test_workers_end_with_the_epoch_and_when_it_is_left(whole):
 
 def test_between_processes_images_are_bytes(whole):
     data = Photos.from_folder(whole, view=SMALL)
-    assert photos_file._Reader(data, SMALL.plain())[None, [0, 1]].dtype == torch.uint8
+    assert photos_file._read_part(data, SMALL.plain(), (None, [0, 1])).dtype == np.uint8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -499,7 +512,7 @@ def test_where_python_does_not_fork_workers_read_the_same(whole):
     data, before = Photos.from_folder(whole, view=SMALL, workers=1), multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        with pytest.raises(ValueError, match=r"workers: got 1 with augment=<lambda>, which .*allowed: 0, or"):
+        with pytest.raises(ValueError, match=r"workers: got 1, which cannot be started .*allowed: 0, or an augment"):
             list(data.stream([torch.arange(2)], lambda p: torch.zeros(3, 2, 2, dtype=torch.uint8)))
         spawned = streamed(data, [torch.arange(3)], some_of_all)
     finally:
@@ -619,7 +632,7 @@ def test_a_file_that_is_gone_has_no_digest(folder):
 # ---- published data sets ---------------------------------------------------------------------------------------------
 
 CLASSES = ("n01", "n02")
-TINY = Published("tiny", "wnids.txt", "train/", {"train": (4, 2, 2, 2), "validation": (2, 2, 1, 1)})
+TINY = Published("tiny", ("wnids.txt",), "train/", {"train": (4, 2, 2, 2), "validation": (2, 2, 1, 1)})
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT", "inaturalist-2018": "iNaturalist18"}
 
 
@@ -675,6 +688,22 @@ def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path):
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn03\n")
     with pytest.raises(ValueError, match="line 1: got label 'n03'"):
         load_photos("tiny-imagenet", "validation", root=tmp_path, published=about)
+
+
+def test_inaturalist_is_read_from_its_json_too(tmp_path):
+    about = stand_in(tmp_path, "inaturalist-2018")
+    want = load_photos("inaturalist-2018", "train", root=tmp_path, published=about)
+    lines = [line.split() for line in (tmp_path / "iNaturalist18_train.txt").read_text().splitlines()]
+    (tmp_path / "iNaturalist18_train.txt").unlink()
+    images = [{"id": 70 + k, "file_name": path} for k, (path, _) in enumerate(lines)]
+    labels = [{"image_id": 70 + k, "category_id": int(label)} for k, (_, label) in enumerate(lines)]
+    file = tmp_path / "train2018.json"
+    file.write_text(json.dumps({"images": images[::-1], "annotations": labels}))
+    assert load_photos("inaturalist-2018", "train", root=tmp_path, published=about).digest() == want.digest()
+    for odd in ("[", "[]", json.dumps({"images": images[1:], "annotations": labels})):
+        file.write_text(odd)
+        with pytest.raises(ValueError, match=r"train2018.json: got something else .*allowed: images with id and"):
+            load_photos("inaturalist-2018", "train", root=tmp_path, published=about)
 
 
 @pytest.mark.parametrize(("name", "file"), [("imagenet-lt", "ImageNet_LT_val.txt"), ("tiny-imagenet", "wnids.txt")])
