@@ -363,7 +363,7 @@ def fine_tune(
         train, validation: on its device. validation has at least one image of each class.
         loss: as in `training.fit()`; by default balanced softmax with the counts of train. Others: a
             `DeferredReweighting`, or `nn.CrossEntropyLoss()` with `sampler=ClassBalancedSampler(train.labels)`.
-        patience: epochs without a better balanced accuracy after which training stops.
+        patience: epochs without a better balanced accuracy and without a lower loss after which training stops.
         options: optimizer (such as torch.optim.AdamW, with its own lr), sampler, augment, precision ... of `fit()`.
 
     It also stops if one class is predicted for all validation images, or if, after the first epoch, the loss is worse
@@ -428,8 +428,9 @@ class _Watch:
             raise _Enough("one class is predicted for all validation images; try a smaller lr")
         if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] <= first["balanced accuracy"]:
             raise _Enough("on validation images the loss is worse and the accuracy no better; try a smaller lr")
-        if past - self.best["epoch"] >= self.patience:
-            raise _Enough(f"no better accuracy for {self.patience} epochs")
+        lowest = min(self.history, key=lambda row: row["loss"])  # it still falls where accuracy is too coarse to rise
+        if past - max(self.best["epoch"], lowest["epoch"]) >= self.patience:
+            raise _Enough(f"accuracy and loss no better for {self.patience} epochs")
 
     def result(self, given: ImageClassifier, tuned: ImageClassifier, stopped: str) -> FineTuned:
         before, best = self.history[0]["balanced accuracy"], self.best
