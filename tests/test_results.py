@@ -48,3 +48,10 @@ def test_what_a_report_says_about_its_intervals_is_so():
     for n in (2, 3, 5, 10):
         ends = [paired_interval(sample) for sample in torch.randn(1500, n, generator=generator).tolist()]
         assert 100 * sum(low <= 0 <= high for low, high in ends) / len(ends) == pytest.approx(int(share), abs=2)
+
+
+def test_heads_on_pretrained_features_are_complete_and_their_report_is_that_of_the_cells():
+    folder = RESULTS / "photographs" / "stamps"
+    asked, cells, missing = read_study(folder)
+    assert not missing and asked["settings"]["features"] == "efficientnet-lite0" and len(asked["seeds"]) == 5
+    assert (folder / "report.md").read_text(encoding="utf-8") == report_text(asked, cells, missing)

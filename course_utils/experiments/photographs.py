@@ -373,9 +373,10 @@ def _finished(
 def warning_of(twins: Sequence[Mapping[str, Any]]) -> str:
     """In one sentence, what pictures that are nearly the same do to the numbers."""
     other = sum(one["classes"][0] != one["classes"][1] for one in twins)
+    pairs = f"{len(twins)} pairs of pictures are" if len(twins) > 1 else "2 pictures are"
     conflict = f", {other} of them in different classes" if other else ""
     return (
-        f"{len(twins)} pairs of pictures are nearly the same and can stand in two parts{conflict}, such as "
+        f"{pairs} nearly the same and can stand in two parts{conflict}, such as "
         f"{' and '.join(twins[0]['files'])}: the accuracies are too good. Keep one picture of each pair"
     )
 
