@@ -144,7 +144,7 @@ def _head(term=torch.log, weights=None, momentum=0.9, zeros=True, keep=False, cl
             sgd.step()
         if keep:
             with torch.no_grad():
-                head.bias += counts.log()
+                head.bias.add_(counts.log())
         return head
 
     return answer

@@ -52,7 +52,7 @@ def class_bars(axes: Axes, values: Sequence[float], counts: Counts, names: Names
 
 
 def folder_picture(axes: Sequence[Axes], photos: Photos, counts: Counts, columns: int = 6) -> None:
-    """Left: training pictures of each class. Right: the first ones of the two largest and the three smallest classes."""
+    """Left: training pictures of each class. Right: the first ones of the two largest and three smallest classes."""
     left, right = axes
     bars, order = class_bars(left, counts, counts, photos.class_names)
     left.bar_label(bars, fontsize=8, padding=1)
