@@ -197,6 +197,7 @@ def table(result: dict) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    os.environ["COURSE_QUIET"] = "1"
     parser = argparse.ArgumentParser(prog="python -m benchmarks photographs", description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, nargs="+", default=[2000, 20_000], help="whose peak memory is compared")
     parser.add_argument("--memory-size", type=int, default=40, help="pixels a side; few, so that files would show")

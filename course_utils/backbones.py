@@ -74,7 +74,7 @@ def backbone(name: str = LITE0, weights: str | Path | None = "default") -> Backb
     """A pretrained network without its classifier, on the CPU, in evaluation mode.
 
     Args:
-        name: "efficientnet-lite0" (4.7 million weights, D = 1280), "torchvision/resnet50" or any other classifier of
+        name: "efficientnet-lite0" (3.4 million weights, D = 1280), "torchvision/resnet50" or any other classifier of
             torchvision.models, "timm/convnext_tiny.in12k_ft_in1k" or any other of timm, if that is installed.
         weights: "default" (the published ones; torchvision and timm download them), another name of torchvision's
             weights, such as "IMAGENET1K_V1", a file as `checkpoints.load_weights()` takes it, or None for random ones.
@@ -363,7 +363,7 @@ def fine_tune(
         train, validation: on its device. validation has at least one image of each class.
         loss: as in `training.fit()`; by default balanced softmax with the counts of train. Others: a
             `DeferredReweighting`, or `nn.CrossEntropyLoss()` with `sampler=ClassBalancedSampler(train.labels)`.
-        patience: epochs without a better balanced accuracy after which training stops.
+        patience: epochs without a better balanced accuracy and without a lower loss after which training stops.
         options: optimizer (such as torch.optim.AdamW, with its own lr), sampler, augment, precision ... of `fit()`.
 
     It also stops if one class is predicted for all validation images, or if, after the first epoch, the loss is worse
@@ -375,10 +375,10 @@ def fine_tune(
     tuned = copy.deepcopy(model).requires_grad_(True)
     freeze_statistics(tuned)
     watch, stopped = _Watch(tuned, validation, patience), ""
-    options |= {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
-    options = {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch} | options
+    how: Any = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed}
+    how |= {"groups": {"backbone": {"lr": backbone_rate}}, "schedule": warm_cosine, "evaluate": watch} | options
     try:
-        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **options)
+        fit(tuned, train, loss=loss or LogitAdjustedLoss(train.counts.tolist()), **how)
     except (_Enough, FloatingPointError) as reason:
         stopped = str(reason)
     return watch.result(model, tuned, stopped)
@@ -428,8 +428,9 @@ class _Watch:
             raise _Enough("one class is predicted for all validation images; try a smaller lr")
         if past > 1 and now["loss"] > first["loss"] and now["balanced accuracy"] <= first["balanced accuracy"]:
             raise _Enough("on validation images the loss is worse and the accuracy no better; try a smaller lr")
-        if past - self.best["epoch"] >= self.patience:
-            raise _Enough(f"no better accuracy for {self.patience} epochs")
+        lowest = min(self.history, key=lambda row: row["loss"])  # it still falls where accuracy is too coarse to rise
+        if past - max(self.best["epoch"], lowest["epoch"]) >= self.patience:
+            raise _Enough(f"accuracy and loss no better for {self.patience} epochs")
 
     def result(self, given: ImageClassifier, tuned: ImageClassifier, stopped: str) -> FineTuned:
         before, best = self.history[0]["balanced accuracy"], self.best

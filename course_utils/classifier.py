@@ -14,6 +14,7 @@ It is saved as one safetensors file: numbers and JSON, and no code that could ru
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -243,6 +244,27 @@ class PhotoClassifier:
         paths = tuple(photos.path(i) for i in range(len(photos)))
         return Answers(paths, self.class_names, (logits + shift).cpu(), METHODS[self.method].probabilities)
 
+    def export_onnx(self, path: str | Path, *, prior: str | Mapping[str, float] = "equal") -> None:
+        """One ONNX file for programs without Python: images uint8 (B, 3, S, S), as `view.plain()` cuts them, to logits.
+
+        The view's mean and std and the shift to `prior` are inside; class names and view are in its metadata.
+
+        Raises:
+            ValueError: onnx or onnxscript is not installed, or a prior as in `shift()`.
+        """
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(f"export_onnx() needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        whole = _FromPixels(self.model, self.view, self.shift(prior).to(device_of(self.model))).eval()
+        images = torch.zeros(2, 3, self.view.size, self.view.size, dtype=torch.uint8, device=device_of(self.model))
+        how: Any = {"dynamo": True, "dynamic_shapes": {"images": {0: torch.export.Dim("batch")}}, "verbose": False}
+        how |= {"input_names": ["images"], "output_names": ["logits"]}
+        program: Any = torch.onnx.export(whole, (images,), **how)
+        notes = {"class_names": self.class_names, "view": self.view.numbers(), "format": FORMAT}
+        program.model.metadata_props.update({key: json.dumps(value) for key, value in notes.items()})
+        data = program.model_proto.SerializeToString()
+        write_atomically(path, lambda file: file.write(data))
+
     def _photos(self, what: Any, workers: int) -> Photos:
         if isinstance(what, Photos):
             return what.with_view(self.view)
@@ -255,6 +277,17 @@ class PhotoClassifier:
         require(paths, "what", f"no picture in {what}", "at least one picture that can be read here")
         packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         return Photos(packed, torch.zeros(len(paths), dtype=torch.int64), ("unknown",), self.view, workers)
+
+
+class _FromPixels(nn.Module):
+    """uint8 images to logits for the shares of the place."""
+
+    def __init__(self, model: ImageClassifier, view: View, shift: Tensor):
+        super().__init__()
+        self.model, self.view, self.shift = model, view, shift
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.view.to_float(images)) + self.shift
 
 
 def _is_known(name: str) -> bool:

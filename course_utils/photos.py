@@ -30,6 +30,7 @@ from .data import Labeled
 from .picture_files import Found, in_folder, in_list, upright_picture
 from .runtime import digest, keeping_random_state, located, progress_bar, require, tensor_digest
 
+Key = tuple[list[int] | None, list[int]]  # seeds for augmentation, places of the images
 Transform = Callable[[Image.Image], Tensor]  # an RGB picture to uint8 (3, H, W)
 FITS = ("crop", "pad", "squash")
 
@@ -345,17 +346,17 @@ class Photos(Labeled):
         for images in self._read(functools.partial(_read_part, self, transform), keys):
             if isinstance(images, ValueError):
                 raise images from None
-            yield self.view.to_float(images.to(self.device, non_blocking=True))
+            yield self.view.to_float(torch.from_numpy(images).to(self.device))
 
     def _read(self, function: Callable[[Any], Any], keys: Iterable[Any]) -> Iterator[Any]:
         """function(key) of each key in turn, by the workers; these end when it ends, or when it is left."""
         loader: DataLoader = DataLoader(
-            _Each(function),
+            _Keys(),
             batch_size=None,
             sampler=keys,
             num_workers=self.workers,
             generator=torch.Generator(),  # else each epoch would draw a number from torch's own one
-            pin_memory=self.labels.is_cuda,
+            collate_fn=function,
         )
         try:
             results = iter(loader)
@@ -372,17 +373,14 @@ class Photos(Labeled):
             del results  # ends the workers now, not at some later time
 
 
-class _Each(Dataset):
-    """What a function gives for each key, in whichever process."""
-
-    def __init__(self, function: Callable[[Any], Any]):
-        self.function = function
+class _Keys(Dataset):
+    """Each key as it is; the loader's `collate_fn` makes an image of it, or something else, in a worker."""
 
     def __getitem__(self, index: Any) -> Any:
-        return self.function(index)
+        return index
 
 
-def _read_part(photos: Photos, transform: Transform, key: tuple[list[int] | None, list[int]]) -> Tensor | ValueError:
+def _read_part(photos: Photos, transform: Transform, key: Key) -> np.ndarray | ValueError:
     """(seeds or None, places) to uint8 (B, 3, S, S), or to an error that names a file."""
     seeds, places = key
     try:
@@ -393,14 +391,12 @@ def _read_part(photos: Photos, transform: Transform, key: tuple[list[int] | None
                 images.append(transform(picture))
         shapes = {tuple(image.shape) for image in images}
         require(len(shapes) == 1, "augment", f"images of {sorted(shapes)}", "one size for all")
-        return torch.stack(images)
+        return torch.stack(images).numpy()  # through a pipe; a tensor would take shared memory, and leave holes in ours
     except ValueError as error:
         return ValueError(str(error))
 
 
-def _with_seeds(
-    parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None
-) -> Iterator[tuple[list[int] | None, list[int]]]:
+def _with_seeds(parts: Iterable[Tensor], order: Iterable[Tensor] | None, base: int | None) -> Iterator[Key]:
     shown, places = 0, None if order is None else iter(order)
     for part in parts:
         at = range(shown, shown + len(part)) if places is None else next(places).tolist()

@@ -405,9 +405,11 @@ def test_what_does_not_pay_ends_early_and_gives_the_model_back(photos, model):
     assert not collapsed.pays and collapsed.model is model and len(collapsed.history) <= 3
     assert collapsed.verdict.startswith("Fine-tuning does not pay: ")
     assert "Stopped: " in collapsed.verdict and "smaller lr" in collapsed.verdict
-    idle = fine_tune(model, *photos, epochs=9, batch_size=4, lr=1e-9, patience=2)
+    idle = fine_tune(model, *photos, epochs=9, batch_size=4, lr=1e-30, patience=2)
     assert (
-        not idle.pays and len(idle.history) == 3 and idle.verdict.endswith("Stopped: no better accuracy for 2 epochs.")
+        not idle.pays
+        and len(idle.history) == 3
+        and idle.verdict.endswith("Stopped: accuracy and loss no better for 2 epochs.")
     )
     assert "was never above" in idle.verdict
 

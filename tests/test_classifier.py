@@ -1,6 +1,7 @@
 """One file that names the class of a picture: kept, read again, asked under other shares, refused when changed."""
 
 import csv
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from course_utils.runtime import read_tensors, write_tensors
 from course_utils.training import predict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+LACKING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 NAMES = tuple(COLOURS)
 HEADS = ("cross-entropy", "balanced softmax", "cosine classifier", "LDAM + DRW", "tau-normalization", "NCM", "LWS")
 
@@ -256,6 +258,26 @@ def test_the_command_writes_a_table_of_answers(kept, folder, tmp_path, capsys, m
     assert "error: --prior: " in capsys.readouterr().err
     assert main([*command, "--prior", "everything"]) == 2
     assert "prior: got 'everything'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
+@pytest.mark.parametrize("method", ["balanced softmax", "NCM"])
+def test_an_onnx_file_answers_as_the_model_does(kept, photos, tmp_path, method):
+    import onnxruntime
+
+    kept[method].export_onnx(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    images = torch.stack([photos[1][i][0] for i in range(5)])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    expected = kept[method].predict(photos[1]).logits[:5]
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list(NAMES)
+
+
+def test_without_onnx_one_line_says_what_to_install(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^export_onnx.. needs onnx and onnxscript: pip install onnx onnxscript$"):
+        kept["NCM"].export_onnx(tmp_path / "model.onnx")
 
 
 def test_the_command_names_a_file_that_is_no_model(tmp_path, capsys):

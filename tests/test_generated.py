@@ -507,7 +507,7 @@ NOT_HERE = {
     "photos.Photos": "of files; test_photos.py",
     "backbones.fine_tune": "of files; test_backbones.py",
     "classifier.Answers": "holds what predict() gave",
-    "networks.EfficientNetLite0": "a backbone of 4.7 million weights; test_backbones.py",
+    "networks.EfficientNetLite0": "a backbone of 3.4 million weights; test_backbones.py",
     "runtime.write_tensors": "keeps types; test_backbones.py",
     "photos.View": "sees what it has read itself",
     "checks.floats": "what all of these take their arguments through",

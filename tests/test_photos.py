@@ -481,7 +481,7 @@ def test_workers_end_with_the_epoch_and_when_it_is_left(whole):
 
 def test_between_processes_images_are_bytes(whole):
     data = Photos.from_folder(whole, view=SMALL)
-    assert photos_file._read_part(data, SMALL.plain(), (None, [0, 1])).dtype == torch.uint8
+    assert photos_file._read_part(data, SMALL.plain(), (None, [0, 1])).dtype == np.uint8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
