@@ -326,10 +326,10 @@ def warm_cosine(epoch: int, epochs: int) -> float:
 class FineTuned:
     """What came of `fine_tune()`.
 
-    model: the best one on validation images; a copy of the given one, if none was clearly better. pays: whether one
-    was. verdict: the same in a sentence. history: a row for each epoch, the first for the given model: "epoch" from 0,
-    "balanced accuracy", "loss" (cross-entropy of a class, mean over classes), "z" of the difference in accuracy, and
-    the "seconds" since the start; all of them on validation images.
+    model: the best one on validation images; the given one, if none was clearly better. pays: whether one was. verdict:
+    the same in a sentence. history: a row for each epoch, the first for the given model: "epoch" from 0, "balanced
+    accuracy", "loss" (cross-entropy of a class, mean over classes), "z" of the difference in accuracy, and the
+    "seconds" since the start; all of them on validation images.
     """
 
     model: ImageClassifier

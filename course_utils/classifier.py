@@ -210,10 +210,11 @@ class PhotoClassifier:
             q = counts if prior == "as trained" else torch.ones_like(counts)
         else:
             odd = sorted(prior.keys() ^ set(self.class_names))
-            require(
-                not odd, "prior", f"{', '.join(odd)} missing or unknown", f"a share for each of {len(counts)} classes"
-            )
-            q = torch.tensor([float(prior[name]) for name in self.class_names], dtype=torch.float64)
+            each = f"a share for each of {len(counts)} classes"
+            require(not odd, "prior", f"{', '.join(odd)} missing or unknown", each)
+            shares = [prior[name] for name in self.class_names]
+            require(all(isinstance(share, int | float) for share in shares), "prior", shares, "numbers")
+            q = torch.tensor(shares, dtype=torch.float64)
             ok = bool((q >= 0).all()) and 0 < q.sum() < math.inf
             require(ok, "prior", q.tolist(), "finite numbers of at least 0, one of them above 0")
         q = q / q.sum()

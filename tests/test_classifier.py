@@ -197,6 +197,7 @@ def test_the_prior_moves_the_logits_by_the_log_of_the_shares(kept, photos, metho
         ({"red": 1, "blue": 1, "green": 1, "pink": 1}, "prior: got pink missing or unknown"),
         ({"red": -1, "blue": 1, "green": 1}, "prior: .*at least 0"),
         ({"red": 0, "blue": 0, "green": 0}, "prior: .*one of them above 0"),
+        ({"red": "half", "blue": 1, "green": 1}, "prior: .*half.*; allowed: numbers"),
         ({"red": float("nan"), "blue": 1, "green": 1}, "prior: .*at least 0"),
     ],
 )
