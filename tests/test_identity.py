@@ -222,6 +222,7 @@ OTHER = {  # another value of every option of a study
     "defer_at": 0.3,
     "augment": "none",
     "precision": "bfloat16",
+    "optimizer": "Adam",
 }
 BASE = {"epochs": 10, "max_count": 8, "ratio": 2.0, "validation": 1, "methods": ("cross-entropy", "CE + DRW")}
 KINDS = {  # (changes, splits of the folder or None for the named data)

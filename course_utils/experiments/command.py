@@ -188,10 +188,13 @@ def _with_features(study: Study, name: str, folder: Path, chosen: dict[str, Any]
         return study
     from .photographs import usual_features, with_features
 
-    features, why = chosen.get("features"), ""
+    features = chosen.get("features")
     if features is None:
-        features, why = usual_features(folder)
-        say(why)
+        try:
+            features, why = usual_features(folder)
+            say(why)
+        except ValueError:  # no folder of pictures: said when it is read, after the options were looked at
+            features = "none"
     chosen["features"] = features
     return with_features(study, features)
 

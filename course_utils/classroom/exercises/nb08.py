@@ -111,7 +111,7 @@ def balanced_head(features, labels, steps, lr):
 
 def _verify_head(answer):
     generator = torch.Generator().manual_seed(0)
-    for counts, width, steps, lr in (((8, 3, 1), 4, 5, 0.1), ((2, 20, 6, 1), 6, 12, 0.05)):
+    for counts, width, steps, lr in (((8, 3, 1), 4, 5, 0.1), ((2, 20, 6, 1), 6, 12, 0.05), ((5, 1), 3, 1, 0.2)):
         labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         features = torch.randn(len(labels), width, generator=generator)
         case = f"after {steps} steps with {' / '.join(map(str, counts))} images"
