@@ -33,9 +33,12 @@ class _Watched(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 5, 4), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
         self.seen: list[int] = []
+        self.with_gradients = self.in_training = False
 
     def forward(self, x):
         self.seen.append(len(x))
+        self.with_gradients |= torch.is_grad_enabled()
+        self.in_training |= self.training
         return self.layers(x)
 
 
@@ -67,8 +70,10 @@ def _verify_features(answer):
             network.train()
             got = answer(network, view, list(paths), batch_size)
             case = f"for {len(paths)} files in batches of {batch_size}"
+            if network.in_training:
+                raise Wrong(f"{case}: the network is in training mode; network.eval() is missing")
             expect_close(got, features_of(ours, view, paths, batch_size), f"the features {case}", tolerance=1e-4)
-            if got.requires_grad:
+            if network.with_gradients:
                 raise Wrong(f"{case}: the features keep the whole network in memory; torch.no_grad() is missing")
             if max(network.seen) > batch_size:
                 raise Wrong(f"{case}: the network got {max(network.seen)} pictures at once")
@@ -111,7 +116,7 @@ def balanced_head(features, labels, steps, lr):
 
 def _verify_head(answer):
     generator = torch.Generator().manual_seed(0)
-    for counts, width, steps, lr in (((8, 3, 1), 4, 5, 0.1), ((2, 20, 6, 1), 6, 12, 0.05), ((5, 1), 3, 1, 0.2)):
+    for counts, width, steps, lr in (((8, 3, 1), 4, 5, 0.1), ((2, 20, 6, 1), 6, 12, 0.05), ((5, 1), 3, 150, 0.2)):
         labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         features = torch.randn(len(labels), width, generator=generator)
         case = f"after {steps} steps with {' / '.join(map(str, counts))} images"
@@ -169,6 +174,8 @@ def _verify_place(answer):
         case = f"probabilities for shares {', '.join(f'{s:.2f}' for s in shares)}"
         got = answer(logits.clone(), p.clone(), q.clone())
         expect_close(got, at_the_place(logits, p, q), f"the {case}")
+        if got[:, q == 0].any():
+            raise Wrong(f"the {case}: a class with share 0 has a probability above 0")
 
 
 EXERCISES = {
@@ -179,6 +186,7 @@ EXERCISES = {
         mutants=(
             _loop(train=True),  # batch statistics and dropout
             _loop(grad=True),  # keeps every layer's numbers
+            lambda *given: _loop(grad=True)(*given).detach(),  # lets go of them too late
             _loop(plain=True),  # forgets how a picture lies, and what is transparent
             _loop(whole=True),  # all pictures at once
             _loop(drop=True),  # without the last, smaller batch
@@ -197,6 +205,7 @@ EXERCISES = {
             _head(keep=True),  # keeps log n_j for the answers
             _head(clear=False),  # adds up the gradients of all steps
             _head(momentum=0.0),
+            _head(decay=0.0),
             _head(zeros=False),  # first weights by chance
         ),
     ),
@@ -205,12 +214,13 @@ EXERCISES = {
         verify=_verify_place,
         solution=at_the_place,
         mutants=(
-            lambda z, p, q: (z + q.log()).softmax(1),  # forgets what the logits take for granted
+            lambda z, p, q: (z + q.log()).softmax(1),  # forgets what the logits assume
             lambda z, p, q: (z + p.log() - q.log()).softmax(1),  # the wrong way round
             lambda z, p, q: (z + q - p).softmax(1),  # without logarithms
             lambda z, p, q: z.softmax(1) * q / p,  # rows that do not sum to 1
             lambda z, p, q: z - p.log() + q.log(),  # logits
             lambda z, p, q: z.softmax(1),  # changes nothing
+            lambda z, p, q: (z - p.log() + (q + 1e-8).log()).softmax(1),  # share 0 is not 0
         ),
     ),
 }
