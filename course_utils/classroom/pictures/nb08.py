@@ -62,8 +62,15 @@ def folder_picture(axes: Sequence[Axes], photos: Photos, counts: Counts, columns
     places = [(photos.labels == j).nonzero()[:columns, 0].tolist() for j in chosen]
     paper = torch.full((3, photos.view.size, photos.view.size), 255, dtype=torch.uint8)
     read = [[look(photos.view.open(photos.path(i))) for i in some] for some in places]
-    shown = torch.stack([one for row in read for one in [*row, *[paper] * (columns - len(row))]])
-    figures.image_rows(right, shown, columns, [photos.class_names[j].replace("_", " ") for j in chosen])
+    sheet = torch.cat([torch.cat([*row, *[paper] * (columns - len(row))], 2) for row in read], 1)
+    right.imshow(sheet.permute(1, 2, 0))
+    side = photos.view.size
+    names = [photos.class_names[j].replace("_", " ") for j in chosen]
+    right.set_yticks([side * (k + 0.5) for k in range(len(chosen))], names)
+    right.set_xticks([])
+    right.tick_params(length=0)
+    right.grid(visible=False)
+    right.spines[:].set_visible(False)
 
 
 def pair_pictures(axes: Sequence[Axes], pairs: Mapping[str, Tensor], background: str = "#dddddd") -> None:
@@ -99,16 +106,16 @@ def place_picture(
 ):
     """Left: shares of the classes at a place. Right: accuracy there of every head, told something about the shares.
 
-    answers: {head: [(logits (N, C), labels (N,)) of each split]}. assumed: what the logits of a head take for granted.
+    answers: {head: [(logits (N, C), labels (N,)) of each split]}. assumed: what the logits of a head assume.
     """
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     bars, order = class_bars(left, [0.0] * len(counts), counts, names)
     figures.group_legend(left, figures.GROUPS, bars=True, labels=LABELS, loc="upper right", fontsize=9)
     left.set(ylim=(0, 46), ylabel="share of the class there, %")
-    points = {head: right.plot([], [], "o", color=GREY, markersize=4, alpha=0.6)[0] for head in answers}
+    points = {head: right.plot([], [], "o", color=GREY, markersize=4, zorder=4)[0] for head in answers}
     means = {head: right.plot([], [], "D", color=ORANGE, markersize=9)[0] for head in answers}
     right.set_yticks(range(len(answers)), list(answers))
-    right.set(ylim=(len(answers) - 0.5, -0.5), xlim=(0, 100), xlabel="accuracy there in %; dots: splits")
+    right.set(ylim=(len(answers) - 0.5, -0.5), xlim=(20, 90), xlabel="accuracy there in %; dots: splits")
     right.grid(axis="y", visible=False)
 
     def update(place: str, told: str) -> str:
