@@ -84,6 +84,7 @@ def backbone(name: str = LITE0, weights: str | Path | None = "default") -> Backb
     Raises:
         ValueError: an unknown name; weights that are not here, cannot be fetched, are damaged or another network's.
     """
+    require(isinstance(name, str), "name", repr(name), f"{LITE0}, torchvision/NAME or timm/NAME")
     source, _, model = name.rpartition("/")
     file = located(weights) if weights not in (None, "default") and located(str(weights)).is_file() else None
     published = weights if file is None else None
@@ -193,6 +194,8 @@ def cached_features(
         kept = _stored(backbone, about, folder)
         return LabeledFeatures(torch.cat(kept).to(photos.device).float(), photos.labels, photos.class_names)
     _check_fit(backbone, photos)
+    place = Path() if folder is None else located(folder)
+    require(not place.exists() or place.is_dir(), "folder", str(folder), "a folder, which need not be there")
     about |= {"backbone": backbone.name, "fingerprint": backbone.fingerprint}
     shards = torch.arange(len(photos)).split(SHARD)
     files = [None] * len(shards) if folder is None else _files(folder, about, len(shards))

@@ -18,17 +18,15 @@ import importlib.util
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbones import LITE0, Backbone, EqualLength, backbone
+from .backbones import LITE0, Backbone, EqualLength, backbone, whole_model
 from .decoupling import LearnableWeightScaling, NearestClassMean
 from .heads import CosineClassifier
 from .losses import effective_number_weights
@@ -139,8 +137,12 @@ class PhotoClassifier:
 
     @classmethod
     def of(cls, backbone: Backbone, model: ImageClassifier, train: Photos, method: str) -> PhotoClassifier:
-        """model: pictures to logits, trained by `method` on the photographs `train`, or on their features."""
+        """model: pictures to logits, trained by `method` on the photographs `train`; or the model of `train_heads()`,
+        trained on their features, and then the backbone comes below it.
+        """
         counts = tuple(train.counts.tolist())
+        if isinstance(model.backbone, EqualLength):
+            model = whole_model(backbone, model)
         return cls(model, train.class_names, train.view, backbone.name, method, counts)
 
     def save(self, path: str | Path) -> None:
@@ -209,7 +211,9 @@ class PhotoClassifier:
             require(prior in ("equal", "as trained"), "prior", repr(prior), allowed)
             q = counts if prior == "as trained" else torch.ones_like(counts)
         else:
-            odd = sorted(prior.keys() ^ set(self.class_names))
+            given = isinstance(prior, Mapping)
+            require(given, "prior", repr(prior), "'equal', 'as trained' or {class name: share}")
+            odd = sorted(map(str, prior.keys() ^ set(self.class_names)))
             each = f"a share for each of {len(counts)} classes"
             require(not odd, "prior", f"{', '.join(odd)} missing or unknown", each)
             shares = [prior[name] for name in self.class_names]
@@ -231,16 +235,18 @@ class PhotoClassifier:
         prior: str | Mapping[str, float] = "equal",
         batch_size: int = 32,
         workers: int = 0,
+        skip_broken: bool = False,
     ) -> Answers:
         """The class of every picture, where the classes have the shares `prior`.
 
-        what: a file, several files, a folder with pictures in it and below it, or `Photos`, whose view is not used.
+        what: a file, a folder with pictures in it and below it, several of both, or `Photos`, whose view is not used.
+        skip_broken: leave out files that are no readable pictures, with a warning that names them.
 
         Raises:
             ValueError: no picture, a file that is none, or a prior as in `shift()`.
         """
         shift = self.shift(prior).to(device_of(self.model))
-        photos = self._photos(what, workers).to(device_of(self.model))
+        photos = self._photos(what, workers, skip_broken).to(device_of(self.model))
         logits = predict(self.model, photos, batch_size=batch_size)
         paths = tuple(photos.path(i) for i in range(len(photos)))
         return Answers(paths, self.class_names, (logits + shift).cpu(), METHODS[self.method].probabilities)
@@ -266,18 +272,16 @@ class PhotoClassifier:
         data = program.model_proto.SerializeToString()
         write_atomically(path, lambda file: file.write(data))
 
-    def _photos(self, what: Any, workers: int) -> Photos:
+    def _photos(self, what: Any, workers: int, skip_broken: bool) -> Photos:
         if isinstance(what, Photos):
             return what.with_view(self.view)
-        if isinstance(what, str | Path):
-            place = located(what)
-            require(place.exists(), "what", str(what), "a file or a folder that exists")
-            paths = pictures_below(place) if place.is_dir() else [place]
-        else:
-            paths = [located(one) for one in what]
+        paths = []
+        for place in map(located, [what] if isinstance(what, str | Path) else what):
+            require(place.exists(), "what", str(place), "files or folders that exist")
+            paths += pictures_below(place) if place.is_dir() else [place]
         require(paths, "what", f"no picture in {what}", "at least one picture that can be read here")
-        packed = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
-        return Photos(packed, torch.zeros(len(paths), dtype=torch.int64), ("unknown",), self.view, workers)
+        found = Path(), [str(path) for path in paths], [0] * len(paths), ("unknown",)
+        return replace(Photos.from_found(found, self.view, workers, skip_broken), root="")  # paths as they were given
 
 
 class _FromPixels(nn.Module):
@@ -329,10 +333,10 @@ def _head_of(numbers: Mapping[str, Any], width: int, classes: int) -> nn.Module:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def predict_folder(model: str, what: list[str], prior: str, out: Path | None, workers: int) -> str:
+def predict_folder(model: str, what: list[str], prior: str, out: Path | None, workers: int, skip_broken: bool) -> str:
     """`python -m course_utils predict`: the answers as CSV, or, with `out`, where they are.
 
-    model: a file of `PhotoClassifier.save()`. what: a folder, or files. prior: equal, "as trained", as-trained, or
+    model: a file of `PhotoClassifier.save()`. what: folders or files. prior: equal, "as trained", as-trained, or
     a JSON file {class: share}.
     """
     found: Any = prior.replace("-", " ")
@@ -342,7 +346,7 @@ def predict_folder(model: str, what: list[str], prior: str, out: Path | None, wo
         except ValueError as error:
             raise ValueError(f"--prior: {prior} is no JSON ({error})") from None
         require(isinstance(found, dict), "--prior", f"{prior} with a {type(found).__name__}", "{class: share}")
-    answers = PhotoClassifier.load(model).predict(what[0] if len(what) == 1 else what, prior=found, workers=workers)
+    answers = PhotoClassifier.load(model).predict(what, prior=found, workers=workers, skip_broken=skip_broken)
     if out is None:
         return answers.csv().rstrip("\n")
     write_atomically(out, lambda file: file.write(answers.csv().encode("utf-8", "surrogateescape")))

@@ -231,7 +231,7 @@ def test_a_file_a_list_and_a_folder_are_read_with_the_view_of_the_model(kept, ph
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(ValueError, match="what: got no picture in"):
         one.predict(tmp_path)
-    with pytest.raises(ValueError, match="what: got nowhere; allowed: a file or a folder that exists"):
+    with pytest.raises(ValueError, match="what: got nowhere; allowed: files or folders that exist"):
         one.predict("nowhere")
     with pytest.raises(ValueError, match=r"notes.txt"):
         one.predict(tmp_path / "notes.txt")

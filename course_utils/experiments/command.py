@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--prior", default="equal", help=f"{about}; by default equal")
     predict.add_argument("--out", type=located, help="a CSV file for the answers; by default the screen")
     predict.add_argument("--workers", type=int, default=0, help="processes that read pictures; by default this one")
+    predict.add_argument("--skip-broken", action="store_true", help="leave out files that are no readable images")
     experiments = commands.add_parser("experiments", help="list, run or report experiments", **shown)
     actions = experiments.add_subparsers(required=True, dest="action", metavar="list|run|report")
     actions.add_parser("list", help="the named experiments and the methods")
@@ -210,7 +211,8 @@ def _say_how_long(study: Study, source: str, out: Path, options: argparse.Namesp
 def predict(options: argparse.Namespace) -> str:
     from ..classifier import predict_folder
 
-    return predict_folder(options.model, options.what, options.prior, options.out, options.workers)
+    how = options.prior, options.out, options.workers, options.skip_broken
+    return predict_folder(options.model, options.what, *how)
 
 
 def report(options: argparse.Namespace) -> str:

@@ -417,6 +417,12 @@ def report_parts(
         model = pictures["model"]
         kept = f"model.safetensors is {model['method']}, trained with the pictures of seed {model['seed']}"
         parts += ["## The model", f"{kept}: `python -m course_utils predict model.safetensors FOLDER`."]
+        parts += [
+            "It answers for equal shares of the classes; `--prior as-trained`, or a file of shares, moves it to "
+            "another place. The tables by class and of confused pairs take logits as they come, without such a move, so "
+            "answers for another place differ from them. It is the best method at equal shares; to keep another one, "
+            "name it alone: `--methods`, with another `--out`."
+        ]
     return parts
 
 
@@ -439,7 +445,7 @@ def _deployment_text(rows: Any, table_of: Any) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     about = (
         "Test accuracy in % where the classes have these shares: as in training, equal, or given with --shares. The "
-        "logits of each method are moved from the shares that they take for granted to these. Bold: best on validation "
+        "logits of each method are moved from the shares that they assume to these. Bold: best on validation "
         "images, which is what to use there."
     )
     return about + "\n\n" + table_of(" | ".join(["method", *first]), lines)

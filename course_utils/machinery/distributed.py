@@ -1,6 +1,8 @@
 """One training in several processes: `training.fit()` under torchrun, with the numbers of one process.
 
-    with several_processes() as device:                  # in train.py
+    torch.manual_seed(0)                                 # in train.py: every process makes the same network
+    model = SmallCNN(train.num_classes)
+    with several_processes() as device:
         fit(model.to(device), train.to(device), batch_size=256)
 
     torchrun --nproc-per-node 4 train.py                 # or: python train.py

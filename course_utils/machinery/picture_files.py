@@ -317,7 +317,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield picture
     except Exception as error:  # OSError, SyntaxError, struct.error, MemoryError, ...: a format may raise anything
         why = str(error) or type(error).__name__
-        raise ValueError(f"{path} is not a readable image: {why} (skip_broken leaves such files out)") from error
+        raise ValueError(
+            f"{path} is not a readable image: {why} (skip_broken leaves such files out, in a command --skip-broken)"
+        ) from error
 
 
 def head_of(path: Path) -> tuple[tuple[int, int], str]:
