@@ -47,8 +47,16 @@ def _verify_backwards(answer):
         tokens = _some_tokens(lengths, width, seed=10 + width)
         x = torch.randn(len(lengths), width, 2, generator=torch.Generator().manual_seed(3))
         want = x.gather(1, backward_places(tokens)[..., None].expand_as(x))
-        got = answer(x.clone(), torch.tensor(lengths))
+        given = x.clone()
+        got = answer(given, torch.tensor(lengths))
         expect_close(got, want, f"vectors of texts of {lengths} words in rows of {width}")
+        if not given.equal(x):
+            raise Wrong("the answer is right, but x itself was changed: return a new tensor")
+
+
+def _turned_in_place(x, length):
+    x.copy_(words_backwards(x, length))
+    return x
 
 
 # ---- 9.3: a training with word dropout and late weights ------------------------------------------------------------
@@ -84,7 +92,13 @@ def _toy_model():
 
 
 def _verify_training(answer):
-    for epochs, counts, at in ((5, [50.0, 8.0, 2.0], 0.6), (4, [9.0, 90.0, 30.0], 0.25), (2, [5.0, 4.0, 3.0], 0.0)):
+    cases = (
+        (5, [50.0, 8.0, 2.0], 0.6),
+        (4, [9.0, 90.0, 30.0], 0.25),
+        (3, [50.0, 8.0, 2.0], 0.6),  # round(1.8) is 2
+        (2, [5.0, 4.0, 3.0], 0.0),
+    )
+    for epochs, counts, at in cases:
         model, optimizer = _toy_model()
         weights = len(counts) / torch.tensor(counts) / (1 / torch.tensor(counts)).sum()
         for epoch in range(epochs):
@@ -96,9 +110,13 @@ def _verify_training(answer):
                 ((own * each).sum() / own.sum()).backward()
                 optimizer.step()
         mine, steps = _toy_model()
+        modes = []
+        mine.register_forward_pre_hook(lambda module, _, modes=modes: modes.append(module.training))
         got = answer(mine, _toy_batches, steps, epochs, torch.tensor(counts), at)
         if not isinstance(got, nn.Module):
             raise Wrong(f"expected the model, got {'None: is there a `return`?' if got is None else type(got)}")
+        if not all(modes):
+            raise Wrong("the model was in eval() while it learned: its own dropout does nothing there")
         for name, want in model.named_parameters():
             case = f"{name} after {epochs} epochs, counts {[int(n) for n in counts]}, at={at}"
             expect_close(got.get_parameter(name).detach(), want.detach(), case, tolerance=1e-3)
@@ -108,6 +126,8 @@ def _training(*, late=lambda epoch, epochs, at: epoch >= round(at * epochs), hid
     """A training as `train_late`, with one thing wrong."""
 
     def train(model, batches, optimizer, epochs, counts, at):
+        if "eval" in wrong:
+            model.eval()
         weights = (counts if "turned" in wrong else 1 / counts) / (1 / counts).sum()
         for epoch in range(epochs):
             for tokens, labels, hide in batches(epoch):
@@ -136,14 +156,23 @@ def errors_by_class(said, labels, num_classes):
 
 def _verify_errors(answer):
     generator = torch.Generator().manual_seed(7)
-    for shares, number in (([0.9, 0.1], 200), ([0.5, 0.5], 40), ([0.7, 0.2, 0.1], 150)):
+    cases = (
+        ([0.9, 0.1], 200, False),
+        ([0.5, 0.5], 40, False),
+        ([0.7, 0.2, 0.1], 150, False),
+        ([0.5, 0.3, 0.2], 90, True),
+    )
+    for shares, number, never_last in cases:
         labels = torch.multinomial(torch.tensor(shares), number, replacement=True, generator=generator)
         said = torch.where(torch.rand(number, generator=generator) < 0.6, labels, 0)
+        said = said.clamp(max=len(shares) - 2) if never_last else said
         want = torch.stack([(said[labels == j] != j).double().mean() for j in range(len(shares))])
         got = answer(said.clone(), labels.clone(), len(shares))
-        case = f"for {number} texts of {len(shares)} classes"
+        case = f"for {number} texts of {len(shares)} classes{', the last never answered' if never_last else ''}"
         if not isinstance(got, tuple) or len(got) != 2:
             raise Wrong(f"expected two things, (errors, their mean), got {str(got)[:60]}")
+        if not isinstance(got[0], torch.Tensor):
+            raise Wrong(f"expected the errors as a tensor, got {type(got[0]).__name__}")
         expect_close(got[0], 100 * want, f"errors in % {case}")
         expect_close(got[1], 100 * want.mean().item(), f"mean error in % {case}")
 
@@ -177,6 +206,7 @@ EXERCISES = {
             lambda x, n: x.flip(0),  # the texts, not the words
             lambda x, n: words_backwards(x, n.clamp(max=int(n.min()))),  # the shortest decides
             lambda x, n: words_backwards(x, torch.full_like(n, int(n.max()))),  # the longest decides
+            _turned_in_place,
             lambda x, n: torch.cat([x[:, :1], words_backwards(x[:, 1:], n - 1)], 1),  # the first word stays
             lambda x, n: x.gather(1, (n[:, None] - 1 - torch.arange(x.shape[1])).clamp(min=0)[..., None].expand_as(x)),
         ),
@@ -189,6 +219,7 @@ EXERCISES = {
             _training(late=lambda epoch, epochs, at: True),  # from the start
             _training(late=lambda epoch, epochs, at: False),  # never
             _training(late=lambda epoch, epochs, at: epoch > round(at * epochs)),  # one epoch late
+            _training(late=lambda epoch, epochs, at: epoch >= int(at * epochs)),  # cut off, not rounded
             _training(late=lambda epoch, epochs, at: epoch >= at),  # a share taken for an epoch
             _training(hidden=0),  # hidden words become padding
             _training(**{"all places": True}),  # padding becomes an unknown word
@@ -197,6 +228,7 @@ EXERCISES = {
             _training(mean=True),  # divided by the number of texts
             _training(keep=True),  # old gradients stay
             _training(forget=True),  # nothing returned
+            _training(eval=True),  # without the dropout of the network
         ),
     ),
     "9.4": Exercise(
@@ -209,6 +241,8 @@ EXERCISES = {
             lambda s, y, c: tuple(e / 100 for e in errors_by_class(s, y, c)),  # shares
             _shares_of_answers,  # of those that were called so, not of those that are
             lambda s, y, c: errors_by_class(s, y, c)[0],  # one thing
+            lambda s, y, c: (errors_by_class(s, y, c)[0].tolist(), errors_by_class(s, y, c)[1]),  # a list
+            lambda s, y, c: errors_by_class(s, y, int(s.max()) + 1),  # as many classes as answers show
             lambda s, y, c: errors_by_class(s, y, 2),  # two classes whatever there are
         ),
     ),
