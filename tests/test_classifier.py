@@ -3,7 +3,9 @@
 import csv
 import importlib.util
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,6 +201,10 @@ def test_the_prior_moves_the_logits_by_the_log_of_the_shares(kept, photos, metho
         ({"red": 0, "blue": 0, "green": 0}, "prior: .*one of them above 0"),
         ({"red": "half", "blue": 1, "green": 1}, "prior: .*half.*; allowed: numbers"),
         ({"red": float("nan"), "blue": 1, "green": 1}, "prior: .*at least 0"),
+        ({"red": None, "blue": 1, "green": 1}, "prior: .*None.*; allowed: numbers"),
+        (None, "prior: got None; allowed: 'equal', 'as trained' or"),
+        (0.5, "prior: got 0.5; allowed: 'equal', 'as trained' or"),
+        ([1, 1, 1], r"prior: got \[1, 1, 1\]; allowed: 'equal', 'as trained' or"),
     ],
 )
 def test_other_shares_are_refused(kept, prior, message):
@@ -216,6 +222,40 @@ def test_distances_are_no_probabilities(kept, photos):
 
 
 # ---- pictures in, answers out ----------------------------------------------------------------------------------------
+
+
+@needs_weights
+def test_the_lines_of_the_readme_do_what_they_say(folder, tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "PhotoClassifier" in block)
+    monkeypatch.chdir(tmp_path)
+    a_picture = next((folder / "validation").rglob("*.png"))
+    for said, meant in (("path/to/folder", folder), ("path/to/cache", "cache"), ("path/to/a/picture.jpg", a_picture)):
+        assert said in code
+        code = code.replace(said, str(meant))
+    exec(code, {})  # such as a reader would paste
+    assert a_picture.name in capsys.readouterr().out and (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_head_gets_its_backbone_by_itself(kept, photos):
+    found = seeded(tiny)
+    head = train_heads(["cross-entropy"], cached_features(found, photos[0]), epochs=3)["cross-entropy"]
+    one = PhotoClassifier.of(found, head.model, photos[0], "cross-entropy")
+    assert torch.equal(one.predict(photos[1]).logits, kept["cross-entropy"].predict(photos[1]).logits)
+
+
+def test_broken_pictures_are_named_or_left_out(kept, folder, tmp_path):
+    good = sorted((folder / "validation").rglob("*.png"))[:2]
+    for k, path in enumerate(good):
+        (tmp_path / f"{k}.png").write_bytes(path.read_bytes())
+    (tmp_path / "broken.png").write_bytes(good[0].read_bytes()[:40])
+    one = kept["cross-entropy"]
+    with pytest.raises(ValueError, match=r"broken.png is not a readable image: .*--skip-broken"):
+        one.predict(tmp_path)
+    with pytest.warns(UserWarning, match=r"skipped 1 files that are no readable images: .*broken.png"):
+        found = one.predict(tmp_path, skip_broken=True)
+    assert torch.equal(found.logits, one.predict(good).logits)
+    assert len(one.predict([tmp_path / "0.png", folder / "validation"])) == 13  # files and folders
 
 
 def test_a_file_a_list_and_a_folder_are_read_with_the_view_of_the_model(kept, photos, folder, tmp_path):

@@ -419,9 +419,9 @@ def report_parts(
         parts += ["## The model", f"{kept}: `python -m course_utils predict model.safetensors FOLDER`."]
         parts += [
             "It answers for equal shares of the classes; `--prior as-trained`, or a file of shares, moves it to "
-            "another place. The tables by class and of confused pairs take logits as they come, without such a move, so "
-            "answers for another place differ from them. It is the best method at equal shares; to keep another one, "
-            "name it alone: `--methods`, with another `--out`."
+            "another place. The tables by class and of confused pairs take logits as they come, without a move, so "
+            "answers for other shares differ from them. It is the best method at equal shares; to keep another "
+            "one, name it alone: `--methods`, with another `--out`."
         ]
     return parts
 
