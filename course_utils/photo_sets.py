@@ -83,10 +83,13 @@ def load_photos(
     files = [file.format({"validation": "val"}.get(split, split)) for file in about.files]
     roots = [place for one in roots_for(root) for place in (one, one / about.folder)]
     file = next((place / file for place in roots for file in files if (place / file).is_file()), None)
-    if file is None:
+    lacking = f"{' or '.join(files)} is in none of {', '.join(map(str, roots))}" if file is None else ""
+    if file is not None and name == "tiny-imagenet" and not (file.parent / "train").is_dir():
+        lacking = f"no folder train beside {file}"
+    if file is None or lacking:
         raise FileNotFoundError(
-            f"{name}: {' or '.join(files)} is in none of {', '.join(map(str, roots))}. Put it, as its authors "
-            f"published it, beside {about.pictures}, and name that folder by root= or COURSE_DATA"
+            f"{name}: {lacking}. Put {' or '.join(files)}, as its authors published it, beside {about.pictures}, and "
+            "name that folder by root= or COURSE_DATA"
         )
     pictures = file.parent if root is None else located(root)
     if name == "tiny-imagenet":
@@ -122,7 +125,11 @@ def _in_tiny_imagenet(root: Path, split: str) -> Found:
         return root, [path for path, _ in files], [label for _, label in files], tuple(classes)
     file, lines = root / "val" / "val_annotations.txt", []
     require(file.is_file(), str(file), "no such file", "the labels of the validation images")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: got no UTF-8 at byte {error.start}; allowed: the file as published") from error
+    for number, line in enumerate(text.splitlines(), 1):
         path, *rest = line.split("\t")
         require(rest, f"{file}, line {number}", repr(line[:80]), "file, class and box, with tabs between them")
         lines.append((number, f"val/images/{path}", rest[0]))
@@ -138,4 +145,6 @@ def _in_json(file: Path, root: Path) -> Found:
     except (ValueError, KeyError, TypeError) as error:
         allowed = "images with id and file_name, annotations with image_id and category_id"
         raise ValueError(f"{file}: got something else ({type(error).__name__}: {error}); allowed: {allowed}") from error
+    odd = [name for name, _ in found if not isinstance(name, str)]
+    require(not odd, str(file), lambda: f"file_name {odd[0]!r}", "a path in quotation marks")
     return listed(file, [(k, *pair) for k, pair in enumerate(found, 1)], root, None)

@@ -241,8 +241,8 @@ class Photos(Labeled):
 
         Args:
             root: folder of the paths; by default that of the list, or what absolute paths have in common.
-            class_names: of all classes, in the order of the labels, such as `train.class_names` for the list of a test
-                set; then a class may have no image, and a warning says which.
+            class_names: of all classes, such as `train.class_names` for the list of a test set; then a class may have
+                no image, and a warning says which. Labels that are whole numbers are places in it, 0 to C - 1.
             skip_missing: leave out files that are not there, with a warning, instead of an error.
             skip_broken: as in `from_folder()`.
 

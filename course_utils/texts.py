@@ -10,15 +10,13 @@ samplers, losses, heads and methods of the course take texts as they take images
 
 from __future__ import annotations
 
-import csv
 import functools
 import gzip
 import hashlib
-import io
 import re
-import sys
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +30,8 @@ from torch import Tensor, nn
 
 from .data import Labeled
 from .machinery.checks import floats
-from .machinery.files import roots_for
+from .machinery.files import csv_rows, roots_for
+from .machinery.picture_files import SPLITS as CALLED
 from .networks import ImageClassifier
 from .runtime import digest, located, require
 
@@ -271,10 +270,11 @@ TEXT_NETWORKS: dict[str, Callable] = {  # {name: function of the size of the voc
 
 
 class Rows(NamedTuple):
-    """Texts and labels of each split, {split: (texts, labels)}, and from where."""
+    """Texts and labels of each split, {split: (texts, labels)}, from where, and why a label may lack texts of one."""
 
     splits: dict[str, tuple[list[str], list[str]]]
     source: str
+    why: str = ""
 
 
 READ_UP_TO = {"webster": 24, "imdb": 200}  # words; a file: 200
@@ -297,12 +297,14 @@ def load_texts(
 
     Args:
         name: "webster" (definitions of 1913 by field, ships with the course); "imdb" (the folder aclImdb as it is
-            unpacked: train/pos/*.txt and so on); or the path of a CSV file (.csv, .tsv, maybe .gz).
+            unpacked: train/pos/*.txt and so on); or the path of a CSV file: .csv, .tsv with one line for each
+            row, or either with .gz.
         split: "train", "test"; "validation" too, but for imdb.
         root: where to look first for imdb. Then come the folder in the environment variable COURSE_DATA, and data/.
         text, label, encoding: of a CSV file, the names of two columns, and how it was saved. A third column "split" is
             obeyed. Without one, of each label a quarter of the different texts is the test and 15 % are validation,
-            by a hash of the text, so that the same text is never in two splits.
+            rounded down, by a hash of the text, so that the same text is never in two splits. A warning names the
+            labels that have no text of this split.
         length: words that are read of a text; by default 24 for webster, 200 for others. A warning counts longer ones.
         at_least: how often training texts hold a word of the vocabulary; by default 5 for imdb, 2 for others.
         tokens: as in `vocabulary_of()`.
@@ -310,8 +312,8 @@ def load_texts(
     Classes are in the order of their number of training texts, the largest first; for imdb positive, negative.
 
     Raises:
-        ValueError: an unknown name or split, a column that is missing, a row without a label, text that is not in
-            `encoding`, a label without a training text, or a damaged file.
+        ValueError: an unknown name or split, a column that is missing, a row without a label or with an open
+            quotation mark, text that is not in `encoding`, a label without a training text, or a damaged file.
         FileNotFoundError: imdb is nowhere; the message says where it was looked for.
     """
     require(split in SPLITS, "split", repr(split), ", ".join(SPLITS))
@@ -321,7 +323,7 @@ def load_texts(
         rows = _read_csv(located(name), text, label, encoding)
     else:
         rows = _read_webster() if named == "webster" else _read_imdb(tuple(roots_for(root)))
-    require(split in rows.splits, "split", f"{split!r} of {rows.source}", ", ".join(rows.splits))
+    require(split in rows.splits, "split", f"{split!r} of {rows.source}", ", ".join(rows.splits) + rows.why)
     (texts, labels), (known, trained) = rows.splits[split], rows.splits["train"]
     sizes = Counter(trained)
     names = ("pos", "neg") if named == "imdb" else sorted(sizes, key=lambda each: (-sizes[each], each))
@@ -330,6 +332,10 @@ def load_texts(
     length = READ_UP_TO.get(str(named), 200) if length is None else length
     at_least = AT_LEAST.get(str(named), 2) if at_least is None else at_least
     if named is None:
+        there = set(labels)
+        if lacking := [each for each in names if each not in there]:
+            seen = f"no text of {split} has the label {', '.join(map(repr, lacking))}"
+            warnings.warn(f"{rows.source}: {seen}{rows.why}", stacklevel=2)
         _warn_of(rows.source, texts, length, tokens)
     vocabulary = vocabulary_of(known, at_least=at_least, length=length, tokens=tokens)
     number = {each: i for i, each in enumerate(names)}
@@ -383,43 +389,44 @@ def _read_imdb(roots: tuple[Path, ...]) -> Rows:
 def _decoded(raw: bytes, path: Path, encoding: str) -> str:
     try:
         return raw.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        where = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+    except UnicodeDecodeError as error:
         allowed = f"text in {encoding}; name the encoding that it was saved in, such as encoding='cp1252' or 'utf-16'"
-        raise ValueError(f"{path}: not readable as {encoding}{where}; allowed: {allowed}") from error
+        raise ValueError(f"{path}: not readable as {encoding} at byte {error.start}; allowed: {allowed}") from error
+    except (LookupError, ValueError, TypeError) as error:
+        raise ValueError(f"encoding: got {encoding!r}; allowed: a name such as 'utf-8', 'cp1252', 'utf-16'") from error
 
 
 def _read_csv(path: Path, text: str, label: str, encoding: str) -> Rows:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        raw = gzip.decompress(path.read_bytes()) if ".gz" in suffixes[-1:] else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); allowed: a CSV file, packed by gzip or not") from error
-    lines = io.StringIO(_decoded(raw, path, encoding), newline="")  # a new line inside of quotes belongs to the text
-    before = csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)  # a text may be long
-    try:
-        reader = csv.DictReader(lines, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
-        columns = list(reader.fieldnames or ())
-        for option, column in (("text", text), ("label", label)):
-            require(
-                column in columns, option, f"{column!r}, no column of {path.name}", ", ".join(columns) or "a header"
-            )
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise ValueError(f'{path}: {error}; allowed: rows of comma-separated values, quoted by "') from error
-    finally:
-        csv.field_size_limit(before)
+    rows = csv_rows(_decoded(raw, path, encoding), path, ".tsv" in suffixes)
+    columns = rows.pop(0)[1] if rows else []
+    for option, column in (("text", text), ("label", label)):
+        require(column in columns, option, f"{column!r}, no column of {path.name}", ", ".join(columns) or "a header")
+    read = [text, label, *(["split"] if "split" in columns else [])]
+    twice = [column for column in read if columns.count(column) > 1]
+    require(not twice, f"{path.name}, header", f"several columns {', '.join(map(repr, twice))}", "one of each name")
     require(rows, path.name, "no row", "a text and a label in each row")
+    at = [columns.index(column) for column in read]
     for line, row in rows:
-        fits = row[text] is not None and (row[label] or "").strip() and None not in row
+        fits = max(at) < len(row) <= len(columns) and row[at[1]].strip()
         require(fits, f"{path.name}, line {line}", "too few or too many values, or no label", ", ".join(columns))
-    texts, labels = [row[text] for _, row in rows], [row[label].strip() for _, row in rows]
-    places = [row["split"].strip().lower() for _, row in rows] if "split" in columns else _dealt(texts, labels)
+    texts, labels = [row[at[0]] for _, row in rows], [row[at[1]].strip() for _, row in rows]
+    if "split" in columns:
+        said, why = [row[at[2]].strip().lower() for _, row in rows], ""
+        places = [CALLED.get(each, each) for each in said]
+    else:
+        places = _dealt(texts, labels)
+        why = " (without a column split, a label needs 4 different texts for one of test, 7 for one of validation)"
     odd = sorted(set(places) - set(SPLITS))
     require(not odd, f"{path.name}, column split", ", ".join(map(repr, odd)), ", ".join(SPLITS))
     require("train" in places, f"{path.name}, column split", "no row for train", ", ".join(SPLITS))
     chosen = {split: [i for i, place in enumerate(places) if place == split] for split in SPLITS if split in places}
     splits = {split: ([texts[i] for i in own], [labels[i] for i in own]) for split, own in chosen.items()}
-    return Rows(splits, path.name)
+    return Rows(splits, path.name, why)
 
 
 def _dealt(texts: list[str], labels: list[str]) -> list[str]:

@@ -348,6 +348,11 @@ def test_a_path_may_be_any_bytes(tmp_path):
         (["train/a/0.jpg 2"], {}, "line 11: got train/a/0.jpg with label 2, and with 0 in line 1; allowed: one label"),
         ([], {"class_names": ["a", "b"]}, "line 10: got label 2; allowed: 0 to 1"),
         (["\0.jpg 0"], {}, "line 11: got .*; allowed: 'path label'"),
+        (["./train/a/0.jpg 2"], {}, "line 11: got train/a/0.jpg with label 2, and with 0 in line 1"),
+        (["train//a/../a/0.jpg 2"], {}, "line 11: got .*0.jpg with label 2, and with 0 in line 1"),
+        (["train/a 0"], {}, "line 11: got train/a, which is no file in .*; 1 of 11 files are missing"),
+        (['"train/a/0.jpg",0'], {}, "line 11: got .*missing; allowed: paths without quotation marks"),
+        ([], {"class_names": ["3", "7"]}, "line 10: got label 2; allowed: 0 to 1: a whole number is a place in"),
     ],
 )
 def test_a_line_that_is_wrong_is_named_with_its_number(whole, tmp_path, more, options, message):
@@ -363,6 +368,15 @@ def test_a_line_that_is_wrong_is_named_with_its_number(whole, tmp_path, more, op
         ([line[:-1] + str(int(line[-1]) + 1) for line in LINES], {}, "none is 0 .*; do they begin with 1?"),
         ([line[:-2] + " 1.5" for line in LINES], {}, "line 1: got label '1.5'; allowed: whole numbers from 0"),
         ([line[:-1] + "x" for line in LINES], {"class_names": ["a"]}, "line 1: got label 'x'; allowed: .*or names"),
+        ([line[:-1] + "x" for line in LINES], {"class_names": ["x", "y", "x"]}, "class_names: got 'x' several times"),
+        ([f'{line[:-2]},"{line[-1]}"' for line in LINES], {}, "line 1: got label '\"0\"'; .* without quotation marks"),
+        (["path,label", *LINES], {}, "line 1: got label 'label' among numbers; .* the first line looks like a header"),
+        (["image_path n", *[v[:-1] + "x" for v in LINES]], {}, "line 1: got image_path, .*line looks like a header"),
+        (
+            ["file name", *[v[:-1] + "x" for v in LINES]],
+            {"skip_missing": True},
+            "1 of 11 files are missing; .* looks like a header",
+        ),
         ([f"train/{line}" for line in LINES], {}, "line 1: .* is not in .*; 10 of 10 files are missing"),
         ([f"no/{line}" for line in LINES], {"skip_missing": True}, "10 of 10 files are missing; allowed: root="),
     ],
@@ -405,6 +419,29 @@ def test_a_list_of_tests_takes_the_classes_of_training_and_lacks_some(whole, tmp
 def test_a_file_named_twice_is_told(whole, tmp_path):
     with pytest.warns(UserWarning, match="1 lines name a file once more"):
         assert len(listed(tmp_path, [*LINES, LINES[0]], root=whole)) == 11
+
+
+def test_a_path_is_read_in_any_spelling(whole, tmp_path):
+    spelled = [LINES[0], f"./{LINES[1]}", LINES[2].replace("/", "//"), f"{whole}//{LINES[3]}", *LINES[4:]]
+    assert listed(tmp_path, spelled, root=whole).digest() == listed(tmp_path, LINES, root=whole).digest()
+
+
+def test_a_link_to_a_file_is_one_and_what_is_no_file_is_missing(folder):
+    (folder / "link.jpg").symlink_to(folder / "train/a/0.jpg")
+    (folder / "broken.jpg").symlink_to(folder / "gone.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    with pytest.warns(UserWarning, match="skipped 2 files that are not there, the first of them broken.jpg"):
+        data = listed(folder, [*LINES, "link.jpg 0", "broken.jpg 0", "pipe.jpg 1"], skip_missing=True)
+    assert data.counts.tolist() == [7, 3, 1]
+
+
+def test_names_that_are_numbers_are_told_from_places(whole, tmp_path):
+    with pytest.warns(UserWarning, match="labels are places in class_names, from 0, although those are numbers too"):
+        data = listed(tmp_path, LINES, root=whole, class_names=["7", "0", "1"])
+    assert data.class_names == ("7", "0", "1") and data.counts.tolist() == [6, 3, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        listed(tmp_path, LINES, root=whole, class_names=["0", "1", "2"])
 
 
 # ---- the stream ------------------------------------------------------------------------------------------------------
@@ -688,6 +725,14 @@ def test_tiny_imagenet_is_read_as_it_is_unpacked(tmp_path):
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn03\n")
     with pytest.raises(ValueError, match="line 1: got label 'n03'"):
         load_photos("tiny-imagenet", "validation", root=tmp_path, published=about)
+    (folder / "val" / "val_annotations.txt").write_bytes(b"val_0.JPEG\tn\xff\n")
+    with pytest.raises(ValueError, match=r"val_annotations.txt: got no UTF-8 at byte 12; allowed: the file as pub"):
+        load_photos("tiny-imagenet", "validation", root=tmp_path, published=about)
+    shutil.rmtree(folder / "train")
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder train beside .*wnids\.txt\. Put wnids\.txt, .* beside train/"
+    ):
+        load_photos("tiny-imagenet", "train", root=tmp_path, published=about)
 
 
 def test_inaturalist_is_read_from_its_json_too(tmp_path):
@@ -704,12 +749,16 @@ def test_inaturalist_is_read_from_its_json_too(tmp_path):
         file.write_text(odd)
         with pytest.raises(ValueError, match=r"train2018.json: got something else .*allowed: images with id and"):
             load_photos("inaturalist-2018", "train", root=tmp_path, published=about)
+    images[0]["file_name"] = 5
+    file.write_text(json.dumps({"images": images, "annotations": labels}))
+    with pytest.raises(ValueError, match=r"train2018.json: got file_name 5; allowed: a path in quotation marks"):
+        load_photos("inaturalist-2018", "train", root=tmp_path, published=about)
 
 
 @pytest.mark.parametrize(("name", "file"), [("imagenet-lt", "ImageNet_LT_val.txt"), ("tiny-imagenet", "wnids.txt")])
 def test_what_belongs_where_is_said_in_one_line(tmp_path, monkeypatch, name, file):
     monkeypatch.delenv("COURSE_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match=f"{name}: {file} is in none of {tmp_path}, .*Put it, .* beside train/"):
+    with pytest.raises(FileNotFoundError, match=f"{name}: {file} is in none of {tmp_path}, .*Put {file}, .* beside "):
         load_photos(name, "validation", root=tmp_path)
     with pytest.raises(ValueError, match="name: got 'imagenet'; allowed: tiny-imagenet, imagenet-lt, places-lt"):
         load_photos("imagenet", "train")

@@ -432,8 +432,9 @@ def test_the_same_text_is_never_in_two_splits_of_a_file(tmp_path):
 
 def test_columns_and_splits_of_a_file(tmp_path):
     rows = [["body", "kind", "split"], ["one two", "x", "train"], ["two one", "y", "train"], ["one", "y", "TEST"]]
+    rows += [["two", "x", "test"]]
     data = load_texts(written(tmp_path, rows), "test", text="body", label="kind", at_least=1)
-    assert data.text(0) == "one" and data.class_names == ("x", "y") and data.labels.tolist() == [1]
+    assert data.text(0) == "one" and data.class_names == ("x", "y") and data.labels.tolist() == [1, 0]
     with pytest.raises(ValueError, match=r"split: got 'validation' of mine\.csv; allowed: train, test"):
         load_texts(tmp_path / "mine.csv", "validation", text="body", label="kind")
 
@@ -458,6 +459,10 @@ def test_columns_and_splits_of_a_file(tmp_path):
             "column split: got 'later'; allowed: train, validation, test",
         ),
         ([["text", "label", "split"], ["a", "x", "test"]], {}, "column split: got no row for train"),
+        ([["text", "label", "split"], ["a", "x", "train"], ["b", "x"]], {}, "mine.csv, line 3: got too few"),
+        ([*ROWS, ["a", "spam", "more"]], {}, "mine.csv, line 62: got too few or too many"),
+        ([["text", "label", "text"], ["a", "x", "b"]], {}, "mine.csv, header: got several columns 'text'; allowed"),
+        ([["text", "label", "split", "split"]], {}, "mine.csv, header: got several columns 'split'"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path, rows, options, message):
@@ -473,8 +478,10 @@ def test_other_encodings(tmp_path):
         load_texts(path, "train")
     assert "caf\u00e9" in load_texts(path, "train", encoding="cp1252").vocabulary
     assert "caf\u00e9" in load_texts(written(tmp_path, rows, encoding="utf-16"), "train", encoding="utf-16").vocabulary
-    with pytest.raises(ValueError, match="not readable as utf-9"):
+    with pytest.raises(ValueError, match="encoding: got 'utf-9'; allowed: a name such as 'utf-8'"):
         load_texts(path, "train", encoding="utf-9")
+    with pytest.raises(ValueError, match=r"encoding: got '\\x00'; allowed: a name"):
+        load_texts(path, "train", encoding="\0")
 
 
 def test_texts_without_words_and_long_ones_are_counted_and_kept(tmp_path):
@@ -497,9 +504,58 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match=r"a.csv.gz is damaged"):
         load_texts(tmp_path / "a.csv.gz", "train")
-    (tmp_path / "b.csv").write_text('text,label\n"open,x\n')
-    with pytest.raises(ValueError, match=r"b.csv: .*; allowed: rows of comma-separated values"):
+    packed = bytearray(gzip.compress(b"text,label\n" + bytes(range(256))))
+    packed[20:30] = b"\xff" * 10
+    (tmp_path / "a.csv.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"a.csv.gz is damaged"):
+        load_texts(tmp_path / "a.csv.gz", "train")
+    (tmp_path / "b.csv").write_text('text,label\na,x\n\n"open,x\n')
+    with pytest.raises(ValueError, match=r"b.csv, line 4: got .*; allowed: rows of comma-separated values"):
         load_texts(tmp_path / "b.csv", "train")
+
+
+def test_a_quotation_mark_in_a_tsv_takes_no_rows_away(tmp_path):
+    lines = ["text\tlabel", "plain\tx", '"bye\tx', "plain row\ty", 'end"\tx', "plain row\tx"]
+    path = tmp_path / "a.tsv"
+    for rest in (lines[2:], ['"never closed\tx'], ['"shut" too early\tx']):
+        path.write_text("\n".join([*lines[:2], *rest]))
+        with pytest.raises(ValueError, match=r"a.tsv, line 3: got .*; allowed: rows of tab-separated values; one that"):
+            load_texts(path, "train")
+    path.write_text('text\tlabel\nshe said "yes"\tx\n"a ""b"" c"\tx\n\na "\tx\n')
+    data = load_texts(path, "train", at_least=1)
+    assert sorted(data.text(i) for i in range(3)) == ["a", "a b c", "she said yes"]
+    two_lines = written(tmp_path, [["text", "label"], ["one\ntwo", "x"]])  # in a CSV file that is allowed
+    assert load_texts(two_lines, "train", at_least=1).text(0) == "one two"
+
+
+@pytest.mark.parametrize("name", ["A.CSV.GZ", "a.Tsv", "a.TSV.gz"])
+def test_suffixes_in_capitals_and_other_names_of_splits(tmp_path, name):
+    kinds = ["train", "Training", "val", "VALID", "validation", "test", "testing"]
+    rows = [["split", "text", "label"], *[[kind, "one", "x"] for kind in kinds]]
+    tabs = "\t" if "tsv" in name.lower() else ","
+    path = written(tmp_path, rows, name, delimiter=tabs)
+    if name.endswith(".GZ"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    assert [len(load_texts(path, split)) for split in ("train", "validation", "test")] == [2, 3, 2]
+
+
+def test_labels_without_a_text_of_a_split_are_named_once(tmp_path):
+    numbers = {"a": 200, "b": 60, "c": 12, "d": 3}
+    rows = [[f"{label} number {i}", label] for label, n in numbers.items() for i in range(n)]
+    path = written(tmp_path, [["text", "label"], *rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_texts(path, "train").counts.tolist() == [120, 36, 8, 3]
+    for split, counts in (("test", [50, 15, 3, 0]), ("validation", [30, 9, 1, 0])):
+        with pytest.warns(UserWarning, match=f"no text of {split} has the label 'd' .*needs 4 different") as told:
+            assert load_texts(path, split).counts.tolist() == counts
+        assert len(told) == 1 and told[0].filename == __file__
+    few = written(tmp_path, [["text", "label"], *rows[-3:]])
+    with pytest.raises(ValueError, match=r"split: got 'test' of mine.csv; allowed: train \(.* needs 4 different texts"):
+        load_texts(few, "test")
+    rows = [["text", "label", "split"], ["a", "x", "train"], ["b", "y", "train"], ["a", "x", "test"]]
+    with pytest.warns(UserWarning, match="mine.csv: no text of test has the label 'y'$"):
+        load_texts(written(tmp_path, rows), "test")
 
 
 def test_imdb_as_it_is_unpacked(tmp_path):

@@ -6,12 +6,15 @@ Every reader returns (images uint8 (N, channels, H, W), labels int64 (N,), class
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import gzip
 import hashlib
+import io
 import itertools
 import os
 import re
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +44,30 @@ Raw = tuple[Tensor, Tensor, tuple[str, ...]]
 def roots_for(root: str | Path | None) -> list[Path]:
     named = [root, os.environ.get("COURSE_DATA")]
     return [located(r) for r in named if r] + [DATA_FOLDER]
+
+
+def csv_rows(content: str, path: Path, tabs: bool) -> list[tuple[int, list[str]]]:
+    """The number of its first line and the values of each row that is not empty, the header too.
+
+    A text may go on over several lines inside of quotation marks, but not between tabs: there the mark is in most files
+    a part of the text, and the rows up to the next mark would be lost.
+    """
+    start, rows = 1, []
+    before = csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)  # a text may be long
+    try:
+        reader = csv.reader(io.StringIO(content, newline=""), delimiter="\t" if tabs else ",", strict=True)
+        for row in reader:
+            if tabs and reader.line_num > start:
+                raise csv.Error("a quotation mark is not closed in its line")
+            rows += [(start, row)] if row else []
+            start = reader.line_num + 1
+    except csv.Error as error:
+        way = f"rows of {'tab' if tabs else 'comma'}-separated values"
+        way += '; one that begins with " ends with ", and has "" for " inside'
+        raise ValueError(f"{path}, line {start}: got {error}; allowed: {way}") from error
+    finally:
+        csv.field_size_limit(before)
+    return rows
 
 
 def read_letters(name: str, split: str, roots: list[Path], download: bool) -> Raw:

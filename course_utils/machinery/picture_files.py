@@ -22,8 +22,10 @@ from ..runtime import require
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}  # what folders are called
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
+NO_HEADER = "lines 'path label' alone; the first line looks like a header: delete it, or begin it with #"
 NO_NEWS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}  # made by systems, not by people
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names only, or starts a program
+HEADER = r"(?i)(image|img|file|photo|picture)?s?[_ ]?(path|name|id)?s?"  # a first column may be called so
 TURNS = dict(zip(range(2, 9), (Image.Transpose(t) for t in (0, 3, 1, 5, 4, 6, 2)), strict=True))  # by EXIF orientation
 
 
@@ -234,20 +236,29 @@ def listed(
     if root is None:
         absolute = all(map(os.path.isabs, paths))
         root = Path(os.path.commonpath([os.path.dirname(path) for path in paths])) if absolute else file.parent
+    # "./a" and "a" are one file; a ".." stays, as what stands before it may be a link
+    paths = [path if ".." in path else os.path.normpath(path) for path in paths]
     paths = [path.removeprefix(f"{root}{os.sep}") for path in paths]
     first: dict[str, int] = {}
     for k, path in enumerate(paths):
-        if labels[k] != labels[j := first.setdefault(path, k)]:
+        if labels[k] != labels[j := first.setdefault(os.path.normpath(path), k)]:
             seen = f"{path} with label {lines[k][2]}, and with {lines[j][2]} in line {lines[j][0]}"
             require(False, f"{file}, line {lines[k][0]}", seen, "one label for a file")
     notes = [f"{len(paths) - len(first)} lines name a file once more"] if len(first) < len(paths) else []
 
+    if class_names is not None and all(each.isdecimal() for each in (*map(str, names), *(line[2] for line in lines))):
+        if list(map(str, names)) != list(map(str, range(len(names)))):
+            notes.append("labels are places in class_names, from 0, although those are numbers too")
     there = _exist([os.path.join(root, path) for path in paths])
     if lost := [k for k, here in enumerate(there) if not here]:
-        seen = f"{paths[lost[0]]}, which is not in {root}; {len(lost)} of {len(paths)} files are missing"
+        header, quoted = lost[0] == 0 and _like_header(paths[0]), paths[lost[0]].startswith('"')
+        what = "no file" if os.path.exists(os.path.join(root, paths[lost[0]])) else "not"
+        seen = f"{paths[lost[0]]}, which is {what} in {root}; {len(lost)} of {len(paths)} files are missing"
         ways = "root=FOLDER that has them" + (", or skip_missing=True" if len(lost) < len(paths) else "")
+        ways = NO_HEADER if header else "paths without quotation marks" if quoted else ways
         better = _better_root(root, [paths[k] for k in lost[:20]])
-        require(skip_missing and len(lost) < len(paths), f"{file}, line {lines[lost[0]][0]}", seen + better, ways)
+        skips = skip_missing and len(lost) < len(paths) and not header
+        require(skips, f"{file}, line {lines[lost[0]][0]}", seen + better, ways)
         notes.append(f"skipped {len(lost)} files that are not there, the first of them {paths[lost[0]]}")
         paths = [path for path, here in zip(paths, there, strict=True) if here]
         labels = [label for label, here in zip(labels, there, strict=True) if here]
@@ -263,20 +274,25 @@ def _labels(file: Path, lines: list[Line], class_names: Sequence[str] | None) ->
     """Whole numbers from 0 or names as int labels, and the class names."""
     numbers = [re.fullmatch(r"-?[0-9]+", label) is not None for _, _, label in lines]
     if not any(numbers):
-        names = tuple(dict.fromkeys(class_names or sorted({label for _, _, label in lines})))
+        names = tuple(class_names or sorted({label for _, _, label in lines}))
+        twice = [name for name, n in Counter(names).items() if n > 1]
+        require(not twice, "class_names", f"{', '.join(map(repr, twice))} several times", "every name once")
         place = {name: j for j, name in enumerate(names)}
         for number, _, label in lines:
-            odd = label not in place or re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?", label)
-            require(not odd, f"{file}, line {number}", f"label {label!r}", "whole numbers from 0, or names of classes")
+            odd = label not in place or re.fullmatch(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?|\".*\"", label)
+            ways = "whole numbers from 0, or names of classes, without quotation marks"
+            require(not odd, f"{file}, line {number}", f"label {label!r}", ways)
         return [place[label] for _, _, label in lines], names
     if not all(numbers):
-        number, _, label = lines[numbers.index(False)]
+        number, path, label = lines[k := numbers.index(False)]
         ways = "numbers everywhere, or names everywhere (what is last in a line is its label)"
+        ways = NO_HEADER if k == 0 and _like_header(path) else ways
         require(False, f"{file}, line {number}", f"label {label!r} among numbers", ways)
     labels = [int(label) for _, _, label in lines]
     highest = max(labels) if class_names is None else len(class_names) - 1
     for (number, _, label), value in zip(lines, labels, strict=True):
-        require(0 <= value <= highest, f"{file}, line {number}", f"label {label}", f"0 to {highest}")
+        ways = f"0 to {highest}" + ("" if class_names is None else ": a whole number is a place in class_names")
+        require(0 <= value <= highest, f"{file}, line {number}", f"label {label}", ways)
     if class_names is None:
         found = sorted(set(labels))
         gap = next((j for j, value in enumerate(found) if j != value), None)
@@ -287,11 +303,18 @@ def _labels(file: Path, lines: list[Line], class_names: Sequence[str] | None) ->
     return labels, tuple(class_names)
 
 
+def _like_header(path: str) -> bool:
+    """Whether it is what the first column of a table is called, and no file of pictures."""
+    return re.fullmatch(HEADER, path.split(",")[0].strip('"')) is not None
+
+
 def _exist(paths: Sequence[str]) -> list[bool]:
     """Whether each file is there: one look into every folder, and at a file only if that does not show it."""
     folders: dict[str, set[str]] = {}
     for folder in {os.path.dirname(path) for path in paths}:
-        folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        there = os.scandir(folder or ".") if os.path.isdir(folder or ".") else contextlib.nullcontext(())
+        with there as entries:
+            folders[folder] = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     return [os.path.basename(path) in folders[os.path.dirname(path)] or os.path.isfile(path) for path in paths]
 
 
