@@ -65,7 +65,7 @@ def test_the_folder_is_drawn_with_its_largest_and_smallest_classes():
     nb08.folder_picture(axes, photos, photos.counts.tolist(), columns=3)
     ticks = [label.get_text() for label in axes[1].get_yticklabels()]
     assert ticks[0] == "mammal" and set(ticks[-2:]) == {"ball", "book"}
-    assert axes[1].images[0].get_array().shape == (5 * 34, 3 * 34, 3)
+    assert axes[1].images[0].get_array().shape == (5 * 32, 3 * 32, 3)
     plt.close(figure)
 
 

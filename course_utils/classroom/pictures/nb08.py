@@ -63,7 +63,7 @@ def folder_picture(axes: Sequence[Axes], photos: Photos, counts: Counts, columns
     paper = torch.full((3, photos.view.size, photos.view.size), 255, dtype=torch.uint8)
     read = [[look(photos.view.open(photos.path(i))) for i in some] for some in places]
     sheet = torch.cat([torch.cat([*row, *[paper] * (columns - len(row))], 2) for row in read], 1)
-    right.imshow(sheet.permute(1, 2, 0))
+    right.imshow(sheet.permute(1, 2, 0).numpy())
     side = photos.view.size
     names = [photos.class_names[j].replace("_", " ") for j in chosen]
     right.set_yticks([side * (k + 0.5) for k in range(len(chosen))], names)
