@@ -85,7 +85,7 @@ def draw(
                 letter_bars(axes, long, counts, names, order)
                 style = {"color": "black", "marker": "o", "linestyle": "", "markersize": 6}
                 axes.plot(even[order], label="the same network, trained on equal counts", **style)
-                axes.set(ylabel="length of the row", ylim=(0, 1.25 * max(long.max(), even.max())))
+                axes.set(ylabel="length of the row", ylim=(0, 1.25 * torch.cat([long, even]).max().item()))
                 axes.legend(loc="upper right")
             else:
                 network = [*right][step - 1 - (step > 2)]
@@ -145,5 +145,5 @@ def keep(
     """Write the picture of README.md if the environment variable COURSE_README names a folder; `course.py run 01` sets
     it. The arguments are those of `draw()`."""
     if folder := os.environ.get("COURSE_README"):
-        alt = " ".join(captions(right, counts, names)).replace("\n", " ")
+        alt = " ".join(captions(right, counts, names)).replace("\n", " ").replace("... ...", "...")
         write(draw(pictures, counts, names, norms, right), alt, located(folder))
