@@ -53,8 +53,8 @@ def draw_planes(
     """Arrows and regions of two heads on 2-D features; in the middle the centre of the first, up to `zoom`.
 
     plane: for each of two data sets a dictionary with "weight" (C, 2), "bias", "features" (N, 2) and "labels". The test
-    images of the classes in `black` are dots. The longest arrow of each head reaches 75 % of the way to the border. What
-    ends in the middle picture has its name there.
+    images of the classes in `black` are dots. The longest arrow of each head reaches 75 % of the way to the border.
+    What ends in the middle picture has its name there.
     """
     for (data, found), panels in zip(plane.items(), (axes[:2], axes[2:]), strict=True):
         extent = found["features"].abs().quantile(0.97).item()
