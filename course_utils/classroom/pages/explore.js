@@ -3,7 +3,7 @@
 // explorer.render(). frames.py writes the markup.
 const explorer = (() => {
     const PATIENCE = 1000  // milliseconds without an answer; then the line says so
-    const BUSY = "The kernel is busy or gone: the picture follows when it answers."
+    const BUSY = "The kernel is busy or new: wait for it, or run this cell."
     const GONE = "Run this cell to move the sliders."
 
     // What both kinds share. `moved(places)` is called after each move; returns what they need.
@@ -88,13 +88,13 @@ const explorer = (() => {
     const render = ({model, el}) => {
         el.innerHTML = model.get("html")
         const figure = el.querySelector("figure"), {values} = JSON.parse(figure.querySelector("script").textContent)
-        let timer, url, turn = 0
+        let timer, url, lost = false, turn = 0
         const waiting = yes => {
             view.wait(yes)
             clearTimeout(timer)
             if (yes) timer = setTimeout(() => { if (!gone()) view.say(BUSY) }, PATIENCE)
         }
-        const gone = () => !!el.closest(".jupyter-widgets-disconnected")
+        const gone = () => lost || !!el.closest(".jupyter-widgets-disconnected")
         const view = wire(figure, values, places => {
             model.set("places", places)
             model.save_changes()
@@ -122,12 +122,20 @@ const explorer = (() => {
         }
         const watch = new MutationObserver(() => { if (gone()) stop() })
         watch.observe(el, {attributeFilter: ["class"]})
+        const status = (_, now) => {
+            if (!/restarting|terminating|dead/.test(now)) return
+            lost = true
+            stop()
+        }
+        const kernel = model.widget_manager?.kernel
+        kernel?.statusChanged?.connect(status)
         view.place(model.get("shown").asked)
         model.on("change:shown", answer)
         answer()
         figure.dataset.ready = "yes"
         return () => {
             watch.disconnect()
+            kernel?.statusChanged?.disconnect(status)
             clearTimeout(timer)
             model.off("change:shown", answer)
             if (url) URL.revokeObjectURL(url)
