@@ -83,6 +83,35 @@ def test_outputs_and_frames_are_of_one_run(tmp_path):
     assert notebooks.with_frames(path, folder=folder, run=False)[1] == []
 
 
+BARS = """
+import time
+from course_utils.runtime import progress_bar
+with progress_bar(3, "run") as bar:
+    for _ in range(3):
+        time.sleep(0.6)
+        bar.update()
+with progress_bar(3, "run", delay=60) as bar:
+    bar.update()
+"""
+
+
+def test_a_progress_bar_leaves_an_empty_line_in_a_notebook_and_no_widget(monkeypatch, tmp_path):
+    monkeypatch.delenv("COURSE_QUIET", raising=False)
+    nb = nbformat.read(write(tmp_path, BARS), as_version=4)
+    seen = []
+    client = notebooks.NotebookClient(nb, resources={"metadata": {"path": str(tmp_path)}})
+    update = client.process_message
+
+    def spy(message, *rest):
+        seen.append(message["content"].get("data", {}).get("text/plain", ""))
+        return update(message, *rest)
+
+    monkeypatch.setattr(client, "process_message", spy)
+    client.execute()
+    assert any("1/3" in text or "2/3" in text for text in seen), "the bar was shown"
+    assert [output.data for output in nb.cells[0].outputs] == [{"text/plain": ""}]
+
+
 @pytest.mark.parametrize("tags", [[], ["raises-exception"]])
 def test_a_cell_that_raises_leaves_the_file_as_it_was(tmp_path, tags):
     path = write(tmp_path, "print(1)", new_code_cell("1 / 0", metadata={"tags": tags}), "print(2)")
