@@ -29,12 +29,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import exponential_counts, step_counts
-from ..heads import equalize_biases, equalize_norms, row_norms
-from ..metrics import GROUPS, paired_interval, per_class_accuracy, shot_accuracy, shot_groups
+from ..metrics import GROUPS, paired_interval, shot_groups
 from ..runtime import require
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
 BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = "#0072B2 #009E73 #D55E00 #E69F00 #56B4E9 #CC79A7 #777777".split()
+ACCENT = "#8C3B6E"  # what belongs to no group: pages, slides, lines of text in a picture
 GROUP_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION, "all": "#222222"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
 GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
@@ -140,13 +140,13 @@ def class_bars(
     axes: Axes, values: Numbers, names: Names, counts: Counts, *, order: Counts | None = None, label_few: bool = False
 ) -> Axes:
     """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right.
-    `label_few` writes the values of the few group above its bars, which may be too low to see."""
+    `label_few` writes the values of the few group above its bars, rounded: the bars may be too low to see."""
     order = list(range(len(names)) if order is None else order)
     groups = [group_of(counts)[j] for j in order]
     axes.bar(range(len(order)), [values[j] for j in order], linewidth=0, **bar_style(groups))
     for place, (j, group) in enumerate(zip(order, groups, strict=True)):
         if label_few and group == "few":
-            axes.annotate(f"{values[j]:g}", (place, values[j]), ha="center", va="bottom", fontsize=9)
+            axes.annotate(f"{values[j]:.0f}", (place, values[j]), ha="center", va="bottom", fontsize=10)
     axes.set_xticks(range(len(order)), [names[j] for j in order])
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.grid(axis="x", visible=False)
@@ -160,6 +160,7 @@ def group_bars(axes: Axes, dotted: Mapping[str, float] | None = None) -> BarCont
         if dotted:
             x = bar.get_x(), bar.get_x() + bar.get_width()
             axes.hlines(100 * dotted[name], *x, color="black", linestyle=":")
+    axes.grid(axis="x", visible=False)
     return bars
 
 
@@ -196,12 +197,12 @@ def seed_points(axes: Axes, values: Numbers, height: float, *, alpha: float = 0.
 
 
 def difference_line(axes: Axes, differences: Numbers, height: float) -> None:
-    """Differences paired by seed as small points, their mean as a diamond on its 95 % interval; a tie, whose interval
-    holds 0, is grey and hollow. Fewer than two differences have no interval."""
+    """Differences paired by seed as small points, their mean as a diamond on its 95 % interval, in the accent colour; a
+    tie, whose interval holds 0, is grey and hollow. Fewer than two differences have no interval."""
     axes.plot(differences, [height] * len(differences), ".", color=GREY, alpha=0.6)
     if len(differences) > 1 and np.isfinite(differences).all():
         low, high = paired_interval(differences)
-        color, inside = (GREY, "white") if low <= 0 <= high else (BLUE, BLUE)
+        color, inside = (GREY, "white") if low <= 0 <= high else (ACCENT, ACCENT)
         axes.plot([low, high], [height, height], color=color, linewidth=2)
         axes.plot(np.mean(differences), height, "D", color=color, markerfacecolor=inside)
 
@@ -254,11 +255,14 @@ def curves(axes: Axes, series: Mapping[str, Sequence[Numbers]], x: Numbers | Non
 
 
 def letter_scatter(axes: Axes, x: Numbers, y: Numbers, names: Names, counts: Counts, labels: Names) -> Axes:
-    """Classes as points in the colour and marker of their group; the names in `labels` are written beside theirs."""
+    """Classes as points in the colour and marker of their group; the names in `labels` are written above theirs, or
+    below where another class of the same x lies higher."""
     for name, group, px, py in zip(names, group_of(counts), x, y, strict=True):
         axes.plot(px, py, **point_style(group, markersize=5))
         if name in labels:
-            axes.annotate(name, (px, py), textcoords="offset points", xytext=(4, 2), fontsize=9)
+            below = any(qx == px and qy > py for qx, qy in zip(x, y, strict=True))
+            place = {"xytext": (0, -4), "va": "top"} if below else {"xytext": (0, 4), "va": "bottom"}
+            axes.annotate(name, (px, py), textcoords="offset points", ha="center", fontsize=10, **place)
     return axes
 
 
@@ -401,48 +405,5 @@ def profile_picture(figure: Figure, num_classes: int, max_count: int, compare: C
             bar.set(height=count, facecolor=GROUP_COLORS[group], hatch=GROUP_HATCHES[group], edgecolor="white")
         sizes = ", ".join(f"{group_of(counts).count(g)} {g}" for g in GROUPS)
         return f"{profile}, ratio {ratio}: {sum(counts)} images; classes by group: {sizes}."
-
-    return update
-
-
-@picture
-def norm_picture(
-    figure: Figure,
-    features: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    counts: Counts,
-    plane: tuple[Tensor, Tensor, Counts, Names, float],
-):
-    """Left: accuracy by group when the norms (and biases) of a head are equalized by `strength`. Right: the decision
-    regions of a second head on 2-D features, `plane` = (weight, bias, counts, names, extent), treated the same way."""
-    flat_weight, flat_bias, flat_counts, flat_names, extent = plane
-
-    def accuracies(strength: float) -> dict[str, float]:
-        logits = features @ equalize_norms(weight, strength).T + equalize_biases(bias, strength)
-        return shot_accuracy(per_class_accuracy(logits.argmax(1), labels, len(bias)), counts)
-
-    def arrow_scale(rows: Tensor) -> float:  # the longest arrow keeps its length
-        return 0.75 * extent / row_norms(rows).max().item()
-
-    left, right = figure.subplots(1, 2)
-    bars = group_bars(left, dotted=accuracies(0.0))
-    left.set(
-        ylim=(0, 100),
-        ylabel="test accuracy in %",
-        xlabel="dotted: as trained",
-        title=f"{len(bias)} letters, {features.shape[1]} features",
-    )
-    right.set_title(f"{len(flat_names)} letters, 2 features")
-    artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, arrow_scale(flat_weight))
-
-    def update(strength: float) -> str:
-        now = accuracies(strength)
-        raise_bars(bars, now.values())
-        moved = equalize_norms(flat_weight, strength)
-        artists["scale"] = arrow_scale(moved)
-        move_feature_plane(artists, moved, equalize_biases(flat_bias, strength))
-        return f"Norms and biases equalized by {strength:.2f}: {in_percent(now)}."
 
     return update
