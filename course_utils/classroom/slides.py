@@ -1,23 +1,21 @@
 """`python course.py slides 03`: a deck with working sliders for a lesson, that needs no kernel and no network.
 
-Each slide is made from the notebook and the frames of its sliders; nothing is written twice. What a deck shows is said
-in notebooks/for_lecturers.md, section by section, for 40 and for 90 minutes. What the notebook says about a picture goes
-into the speaker's notes (key S).
+Each slide is made from the notebook and the frames of its sliders; nothing is written twice. What a deck shows stands
+in notebooks/for_lecturers.md, section by section, for 40 and for 90 minutes. What the notebook says about a picture is
+in the speaker's notes (key S).
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import functools
 import html
 import importlib.util
 import io
 import math
 import re
-import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,17 +26,20 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from ..runtime import located, require, say, write_atomically
-from .notebooks import ROOT, find_notebooks
+from ..runtime import digest, located, require, say, write_atomically
+from . import notebooks
+from .frames import figure_html
 
 PAGES = Path(__file__).parent / "pages"
-PLANS = ROOT / "notebooks" / "for_lecturers.md"
+PLANS = notebooks.ROOT / "notebooks" / "for_lecturers.md"
 MINUTES = 40, 90
 ROOM = 1180, 590  # pixels below the heading of a slide of 1280 x 720
 LINE, LETTERS = 42, 82  # height of a line of text, and how many letters it holds
+ASK = "Predict", "Play"  # sections that begin with a question to the room
 LIST = r"[-*] |\d+\. "
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
-HEADING = re.compile(r"^#{1,3} +(.*)$", re.MULTILINE)
+CHOICE = re.compile(r"^- (\w\)) (.*)$", re.MULTILINE)
+HEADING = re.compile(r"^(#{1,3}) +(.*)$", re.MULTILINE)
 
 
 # ---- the plans -------------------------------------------------------------------------------------------------------
@@ -61,23 +62,26 @@ def read_plans(path: Path = PLANS) -> dict[str, Plan]:
         ValueError: a section lacks one of its lines.
     """
     parts = re.split(r"^### \[(\d\d) · .*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {number: _plan(text, f"{path.name}, {number}") for number, text in zip(parts[1::2], parts[2::2], strict=True)}
+    return {
+        number: _plan(text, f"{path.name}, {number}") for number, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
 
 
 def _plan(text: str, where: str) -> Plan:
-    def line(pattern: str, allowed: str) -> re.Match:
-        found = re.search(rf"^- \*\*{pattern}$", " ".join(re.split(r"\n +", text)).replace(" - **", "\n- **"), re.MULTILINE)
-        require(found, where, "no such line", allowed)
-        assert found
-        return found
+    lines = re.sub(r"\n +", " ", text)  # a line of a list that goes on in the next one
+
+    def line(pattern: str, allowed: str) -> tuple[str, ...]:
+        found = re.search(rf"^- \*\*{pattern}", lines, re.MULTILINE)
+        require(found, where, f"no line for {pattern.partition(':')[0]!r}", allowed)
+        return found.groups() if found else ()
 
     short, more = (
-        re.findall(r"\*([^*]+)\*", line(rf"{start}:\*\* (.*)", f"- **{start}:** *a heading* · *another*")[1])
+        re.findall(r"\*([^*]+)\*", line(rf"{start}:\*\* (.+)", f"- **{start}:** *a heading*, *another one*")[0])
         for start in ("40 minutes", "90 minutes, add")
     )
-    room = line(r'Ask the room:\*\* "(.+?)" (.+)', '- **Ask the room:** "a question" and what to hear')
-    home = line(r"Take home:\*\* picture (\d+) of \*([^*]+)\*.*", "- **Take home:** picture 1 of *a heading*, what it is")
-    return Plan({40: tuple(short), 90: (*short, *more)}, room[1], room[2], (home[2], int(home[1])))
+    question, answer = line(r'Ask the room:\*\* "(.+?)" (.+)', '- **Ask the room:** "a question" and what to hear')
+    picture, section = line(r"Take home:\*\* picture (\d+) of \*([^*]+)\*", "- **Take home:** picture 1 of *a heading*")
+    return Plan({40: tuple(short), 90: (*short, *more)}, question, answer, (section, int(picture)))
 
 
 # ---- a slide ---------------------------------------------------------------------------------------------------------
@@ -96,9 +100,11 @@ class Slide:
 
     def html(self) -> str:
         mark = f'<span class="mark">{self.mark}</span>' if self.mark else ""
-        top = f"<h1>{_inline(self.heading)}</h1>" if self.kind == "title" else f"<h2>{_inline(self.heading)}{mark}</h2>"
+        tail = '<hr class="course-tail">' if self.kind == "title" else ""
+        level = "h1" if tail else "h2"
+        top = f"<{level}>{_inline(self.heading)}{mark}</{level}>{tail}"
         notes = f'<aside class="notes">{_html(chr(10).join(self.notes))}</aside>' if self.notes else ""
-        own = f'<section class="{self.kind}">{top}\n{self.body}{notes}</section>'
+        own = f'<section class="{self.kind}">{top}\n<div class="body">{self.body}</div>{notes}</section>'
         return own if not self.below else f"<section>{own}{''.join(slide.html() for slide in self.below)}</section>"
 
 
@@ -109,6 +115,12 @@ def _html(markdown: str) -> str:
 
 def _inline(markdown: str) -> str:
     return re.sub(r"^\s*<p>|</p>\s*$", "", _html(markdown))
+
+
+def _step(answer: str) -> str:
+    """What shows at the next press of a key."""
+    right = " right" if answer.startswith("Right") else ""
+    return f'<div class="fragment answer{right}" data-fragment-index="0">{_inline(answer)}</div>'
 
 
 def _code(source: str, printed: str = "") -> str:
@@ -163,19 +175,21 @@ class Deck:
     """Reads the cells of a notebook one after the other and keeps the slides of the sections that are wanted.
 
     wanted: headings; an exercise is shown only if it is named itself. frames: for each slider of the notebook its
-    index, or none: then the stored first position is shown. files: what has to lie beside the deck, name -> bytes.
+    index, or none: then the stored first position is shown. files: what has to lie beside the deck, name -> bytes
+    or the file that has them.
     """
 
     def __init__(self, wanted: Sequence[str], take_home: tuple[str, int], number: str, frames: Sequence[dict] = ()):
         self.wanted, self.take_home, self.number, self.frames = wanted, take_home, number, frames
         self.slides: list[Slide] = []
-        self.files: dict[str, bytes] = {}
-        self.headings: list[str] = []
+        self.files: dict[str, bytes | Path] = {}
         self.section, self.sub = "", ""
-        self.waiting: list[str] = []  # blocks of text that go on the next slides
+        self.waiting: list[str] = []  # blocks of text for the next slides
         self.said: list[str] = []  # prose for the notes of the next slide
         self.seen: Slide | None = None  # the picture that the next text is about
         self.sliders, self.pictures = 0, 0
+        self.title, self.about = "", ""
+        self.solution: dict[str, str] = {}  # of the exercise that is being read: also its hints
 
     @property
     def shown(self) -> bool:
@@ -199,7 +213,11 @@ class Deck:
                 self.exercise(cell.source)
             elif any(tag.startswith("check-") for tag in tags):
                 self.sub, self.seen = "", None
-            elif self.shown and not {"setup", "predict"} & set(tags):
+            elif self.shown and "predict" in tags:
+                self.flush()
+                if self.slides[-1].kind != "ask":  # the question stands in the cell
+                    self.add(_code(cell.source), "ask")
+            elif self.shown and "setup" not in tags:
                 self.flush()
                 folded = "machinery" in tags or cell.metadata.get("jupyter", {}).get("source_hidden")
                 self.code(cell, folded=bool(folded))
@@ -208,173 +226,155 @@ class Deck:
     # -- text
 
     def text(self, source: str, *, first: bool) -> None:
-        found = HEADING.split(DETAILS.sub(self._folded if "Exercise" not in source else "", source).replace("<br>", ""))
-        self.blocks(found[0])
-        for name, body in zip(found[1::2], found[2::2], strict=True):
+        before, *parts = HEADING.split(source.replace("<br>", ""))
+        self.blocks(before)
+        for level, name, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             self.flush()
-            level = re.search(rf"^(#+) +{re.escape(name)}$", source, re.MULTILINE)
-            assert level
-            self.headings.append(name)
             self.seen, self.said = None, []
-            if len(level[1]) <= 2:
-                self.section, self.sub = name, ""
-                self.pictures = 0
-            else:
+            if level == "###":
                 self.sub = name
-            if first and len(level[1]) == 1:
+            else:
+                self.section, self.sub, self.pictures = name, "", 0
+            if level == "#":
                 self.title, self.about = name, body.strip()
             elif first and name == "You will be able to":
                 goals, _, needs = body.partition("**You need**")
-                self.said = [self.about, "**You need**" + needs.partition("|")[0]]
-                self.add(_html(goals), "title", self.title)
+                self.said = [self.about + "\n", "**You need**" + needs.partition("\n|")[0]]
+                self.add(_html(f"{name}\n\n{goals}"), "title", self.title)
             elif name == "Check yourself":
-                self.questions(source)
+                self.questions(body)
             elif name == "In one breath":
-                self.add(_html(body), "breath", name)
+                self.add(_html(body), "breath")
             elif name.startswith("Exercise"):
-                self._solution = DETAILS.findall(source)
-                self.waiting = [body.strip()] if self.shown else []
+                self.solution = {title: text.strip() for title, text in DETAILS.findall(body)}
+                self.waiting = [DETAILS.sub("", body).strip()]
             else:
                 self.blocks(body)
-
-    def _folded(self, found: re.Match) -> str:
-        self.said.append(f"{found[1]}: {found[2].strip()}")
-        return ""
 
     def blocks(self, body: str) -> None:
         """Put what belongs on a slide on one, and the rest into the notes of the picture before or the slide after."""
         if not self.shown:
             return
-        blocks = [block.strip() for block in body.split("\n\n") if block.strip()]
-        large = self.sub.startswith("Predict") or self.section.startswith(("Predict", "Play")) and not self.seen
+        self.said += [f"{title}: {text.strip()}\n" for title, text in DETAILS.findall(body)]
+        blocks = [block.strip() for block in DETAILS.sub("", body).split("\n\n") if block.strip()]
+        large = (self.sub or self.section).startswith(ASK)
         for k, block in enumerate(blocks):
-            near = block.startswith("$$") or (k + 1 < len(blocks) and blocks[k + 1].startswith("$$"))
-            after = k and blocks[k - 1].startswith("$$") and block[0].islower()
-            marked = "**" in block or re.match(rf"{LIST}|\|", block)
+            beside = blocks[k : k + 2]  # what leads to a formula, a list or a table goes with it
+            formula = any(other.startswith("$$") for other in beside)
+            formula |= k > 0 and blocks[k - 1].startswith("$$") and block[0].islower()
+            idea = large or "**" in block or any(re.match(rf"{LIST}|\|", other) for other in beside)
             if block.startswith("**Predict"):
                 self.flush()
                 self.add(_html(block), "ask")
-            elif block.startswith("**What") or (self.seen and not near and not after):
-                (self.seen.notes if self.seen else self.said).append(block + "\n")
-            elif large or near or after or marked:
+            elif not block.startswith("**What") and (formula or (idea and not self.seen)):
                 self.waiting.append(block)
             else:
-                self.said.append(block + "\n")
+                (self.seen.notes if self.seen else self.said).append(block + "\n")
 
     def flush(self) -> None:
         """The text that waits becomes slides."""
         heading = self.sub or self.section
-        kind = "ask" if heading.startswith(("Predict", "Play")) else "text"
+        kind = "ask" if heading.startswith(ASK) else "text"
         for body in packed(piece for block in self.waiting for piece in _pieces(block)):
             self.add(_html(body), kind, heading)
         self.waiting = []
 
     def questions(self, source: str) -> None:
-        if not self.shown:
-            return
-        for part in re.split(r"(?m)^(?=\*\*\d+\.)", source)[1:]:
-            answers = dict(re.findall(r"^- (\w\)) (.*)$", DETAILS.search(part)[2], re.MULTILINE))  # type: ignore[index]
-            question = DETAILS.sub("", part).replace("<br>", "").strip()
-            options = re.findall(r"^- (\w\)) (.*)$", question, re.MULTILINE)
-            items = "".join(
-                f"<li>{_inline(f'{letter} {text}')}<div class='fragment answer{' right' * answer.startswith('Right')}' "
-                f"data-fragment-index='0'>{_inline(answer)}</div></li>"
-                for letter, text in options
-                for answer in [answers.get(letter, "")]
+        """Each question is a slide; what each answer is worth comes as a second step."""
+        for part in re.split(r"^(?=\*\*\d+\.)", source, flags=re.MULTILINE)[1:] if self.shown else ():
+            asked, _, answers = part.partition("<details>")
+            worth = dict(CHOICE.findall(answers))
+            choices = "".join(
+                f"<li>{_inline(f'{letter} {text}')}{_step(worth[letter])}</li>"
+                for letter, text in CHOICE.findall(asked)
             )
-            text = question.partition("\n- a)")[0].strip().strip("*")
-            self.add(f"<p class='question'>{_inline(text)}</p><ul class='options'>{items}</ul>", "question")
+            question = _inline(asked.partition("\n- ")[0].strip().strip("*").replace(". ", "\\. ", 1))
+            self.add(f'<p class="asked">{question}</p><ul class="choices">{choices}</ul>', "question")
 
     def exercise(self, stub: str) -> None:
+        """The task with its stub, then one solution."""
         if self.shown:
-            self.add("".join(map(_html, self.waiting)) + _code(stub), "code", self.sub)
-            hints = [f"{name}: {text.strip()}\n" for name, text in self._solution if name != "Solution"]
-            self.slides[-1].notes = hints
-            solution = next(text for name, text in self._solution if name == "Solution")
-            fenced = re.search(r"```python\n(.*?)```", solution, re.DOTALL)
-            if fenced:
-                self.add(_code(fenced[1]), "code", self.sub)
-                self.slides[-1].mark = "One solution"
+            task = self.add("".join(map(_html, self.waiting)) + _code(stub), "code", self.sub)
+            task.notes = [f"{name}: {text}\n" for name, text in self.solution.items() if name != "Solution"]
+            solution = re.sub(r"```\w*\n?", "", self.solution["Solution"])
+            self.add(_code(solution), "code", self.sub).mark = "One solution"
         self.waiting = []
 
     # -- outputs
 
     def code(self, cell: nbformat.NotebookNode, *, folded: bool) -> None:
-        pictures = tables = 0
-        printed, late = [], []
-        for output in cell.outputs:
-            data = output.get("data", {})
-            if output.output_type == "stream":
-                lines = [line for line in output.text.splitlines() if line.strip() and "Exercise " not in line]
-                printed += [line for line in lines if "guess" not in line and "you:" not in line]
-            elif found := _picture(output):
-                pictures += 1
-                self.picture(*found)
-            elif "<table" in data.get("text/html", ""):
-                tables += 1
-                late.append(_table(data["text/html"]))
-        host = self.seen if pictures else None
-        for table in late:
-            slide = self.add(table, "table")
-            if host:  # a picture comes first; its tables lie below it
-                host.below.append(self.slides.pop())
-            else:
-                self.seen = slide
-        if printed and not folded and not pictures and not tables:
+        """The outputs of a cell: pictures first, its tables below the last one, what it printed in the notes."""
+        found = [picture for output in cell.outputs if (picture := _picture(output))]
+        pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
+        tables = [page for page in pages if "<table" in page]
+        printed = [line for output in cell.outputs for line in output.get("text", "").splitlines() if line.strip()]
+        printed = [line for line in printed if not re.search(r"Exercise \d|guess|you:", line)]
+        for picture in found:
+            self.picture(*picture)
+        if found and self.seen:
+            self.seen.below = [Slide(self.section, table, "table") for table in tables]
+        elif tables:
+            self.seen = [self.add(table, "table") for table in tables][-1]
+        elif printed and not folded:
             self.seen = self.add(_code(cell.source, "\n".join(printed)), "code")
-        elif printed and self.seen:
+        if printed and self.seen and (found or tables):
             self.seen.notes.append("Printed: " + " · ".join(printed) + "\n")
 
     def picture(self, data: bytes, suffix: str, alt: str) -> None:
-        self.pictures += 1
-        name = f"{self.number}/{len(self.files)}.{suffix}"
+        name = f"{self.number}/{digest(data)}.{suffix}"
         self.files[name] = data
         width, height = Image.open(io.BytesIO(data)).size
-        left = ROOM[1] - min(ROOM[1], ROOM[0] * height / width)
-        fits = left >= 0.75 * _height(alt)
+        scale = min(ROOM[0] / width, ROOM[1] / height)  # as large as it can be
+        fits = ROOM[1] - scale * height >= 0.8 * _height(alt)
         caption = f"<figcaption>{html.escape(alt)}</figcaption>" if fits else ""
-        body = f'<figure class="picture"><img src="{name}" alt="{html.escape(alt)}">{caption}</figure>'
-        self.seen = self.add(body, "figure")
-        if (self.section, self.pictures) == self.take_home:
-            self.seen.mark = "Take home"
+        size = f'width="{scale * width:.0f}" height="{scale * height:.0f}"'
+        self.see(f'<figure><img src="{name}" alt="{html.escape(alt)}" {size}>{caption}</figure>', "figure")
+
+    def see(self, body: str, kind: str) -> None:
+        """A picture or a slider: the text that follows is about it."""
+        self.pictures += 1
+        self.seen = self.add(body, kind)
+        self.seen.mark = "Take home" if (self.section, self.pictures) == self.take_home else ""
 
     def widget(self, cell: nbformat.NotebookNode) -> None:
+        tables = []
         for output in cell.outputs:
-            if not (found := _picture(output)):
-                continue
-            if self.shown and self.sliders < len(self.frames):
-                from .frames import figure_html
-
-                index = self.frames[self.sliders]
-                self.seen = self.add(figure_html(index, f"{self.number}/slider_{self.sliders}"), "slider")
-            elif self.shown:
-                self.picture(*found)
-            self.sliders += 1
+            if found := _picture(output):
+                index = self.frames[self.sliders] if self.sliders < len(self.frames) else None
+                if self.shown and index:
+                    place = f"{self.number}/slider_{self.sliders}"
+                    self.files |= {f"{place}/{file}": Path(index["folder"]) / file for file, _ in index["frames"]}
+                    self.see(figure_html(index, place), "slider")
+                elif self.shown:
+                    self.picture(*found)
+                self.sliders += 1
+            elif self.shown and "<table" in output.get("data", {}).get("text/html", ""):
+                tables.append(output.data["text/html"])
+        if tables and self.seen:
+            self.seen.below += [Slide(self.section, table, "table") for table in tables]
 
 
 def _picture(output: nbformat.NotebookNode) -> tuple[bytes, str, str] | None:
-    """(bytes, "png" or "webp", alt text) of an output that is a picture."""
+    """(bytes, "webp" or "png", alt text) of an output that is a picture."""
     data = output.get("data", {})
-    page = re.search(r'<img alt="([^"]*)"[^>]*src="data:image/(\w+);base64,([^"]+)"', data.get("text/html", ""))
-    if page:
-        return base64.b64decode(page[3]), page[2], html.unescape(page[1])
+    tag = re.search(r'<img [^>]*src="data:image/(\w+);base64,([^"]+)"[^>]*>', data.get("text/html", ""))
+    if tag:
+        alt = re.search(r'alt="([^"]*)"', tag[0])
+        return base64.b64decode(tag[2]), tag[1], html.unescape(alt[1] if alt else "")
     if "image/png" in data:
         return base64.b64decode(data["image/png"]), "png", output.metadata.get("image/png", {}).get("alt", "")
     return None
 
 
-def _table(page: str) -> str:
-    rows = page.count("<tr") + 2 * page.count("<p>")
-    size = min(1.0, ROOM[1] / LINE / max(rows, 1))
-    return f'<div class="table" style="font-size: {max(size, 0.5):.2f}em">{page}</div>'
-
-
 def headings(notebook: nbformat.NotebookNode) -> list[str]:
     """The names of all sections and exercises of a notebook, in order."""
-    return [name for cell in notebook.cells if cell.cell_type == "markdown" for name in HEADING.findall(cell.source)]
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    return [name for cell in cells for _, name in HEADING.findall(cell.source)]
 
 
-def slides_of(notebook: nbformat.NotebookNode, plan: Plan, minutes: int, number: str, frames: Sequence[dict] = ()) -> Deck:
+def slides_of(
+    notebook: nbformat.NotebookNode, plan: Plan, minutes: int, number: str, frames: Sequence[dict] = ()
+) -> Deck:
     """The deck of a notebook: title, what the plan shows, a question for the room, "In one breath".
 
     Raises:
@@ -404,25 +404,20 @@ def _package(name: str) -> Path:
     return Path(next(iter(found.submodule_search_locations)))
 
 
-def machinery() -> dict[str, Path]:
+def machinery() -> dict[str, bytes | Path]:
     """What every deck needs beside it: name there -> file here."""
     reveal = _package("sphinx_revealjs") / "_static" / "revealjs"
     parts = "LICENSE", "dist/reveal.css", "dist/reveal.js", "plugin/notes/notes.js"
-    files = {f"reveal/{part}": reveal / part for part in parts}
+    files: dict[str, bytes | Path] = {f"reveal/{part}": reveal / part for part in parts}
     files["mathjax/tex-svg-full.js"] = _package("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg-full.js"
     return files | {name: PAGES / name for name in ("course.css", "explore.css", "explore.js", "deck.css", "deck.js")}
 
 
 def write(deck: Deck, out: Path, name: str) -> Path:
     """The deck and all that it needs, in the folder `out`; decks share what they have in common."""
-    for place, file in machinery().items():
-        write_atomically(out / place, lambda target, file=file: target.write(file.read_bytes()))
-    for place, data in deck.files.items():
-        write_atomically(out / place, lambda target, data=data: target.write(data))
-    for k, index in enumerate(deck.frames):
-        for frame in {frame for frame, _ in index["frames"]}:
-            source, place = Path(index["folder"]) / frame, out / f"{deck.number}/slider_{k}" / frame
-            write_atomically(place, lambda target, source=source: target.write(source.read_bytes()))
+    for place, data in {**machinery(), **deck.files}.items():
+        content = data if isinstance(data, bytes) else data.read_bytes()
+        write_atomically(out / place, lambda target, content=content: target.write(content))
     page = (PAGES / "deck.html").read_text(encoding="utf-8")
     page = page.replace("TITLE", html.escape(deck.title)).replace("CODE", HtmlFormatter().get_style_defs())
     page = page.replace("SLIDES", "\n".join(slide.html() for slide in deck.slides))
@@ -436,10 +431,10 @@ def build(number: str, out: Path, minutes: int = 90) -> Path:
     Raises:
         ValueError: no such notebook, no plan for it, or what the deck is made of is not installed.
     """
-    path = find_notebooks([number])[0]
+    path = notebooks.find_notebooks([number])[0]
     number, plans = path.stem[:2], read_plans()
     require(number in plans, "notebook", number, f"one with a plan in {PLANS.name}: {', '.join(plans)}")
-    notebook, frames = with_frames(path)
+    notebook, frames = notebooks.with_frames(path)
     return write(slides_of(notebook, plans[number], minutes, number, frames), located(out), f"{number}_{minutes}.html")
 
 

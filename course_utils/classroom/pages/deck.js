@@ -1,18 +1,23 @@
 // A deck: formulas are set, every slide is made to fit, then reveal.js shows the first one. Nothing is fetched.
 
-const SMALLEST = 0.5, STEP = 0.04  // of the size of the letters
+// Letters start large and shrink until the slide fits; below LINES, tables and code may also break their lines.
+const LARGEST = {ask: 1.4, table: 1.3, title: 1.2, text: 1.15, breath: 1.15, question: 1.15}, SMALLEST = 0.4, LINES = 0.72
 
 function overflows(slide) {
-  const box = slide.getBoundingClientRect(), bottom = box.bottom - 36, right = box.right - 20
-  return [...slide.querySelectorAll(":scope > :not(aside), :scope > :not(aside) *")].some(part => {
+  const box = slide.getBoundingClientRect(), bottom = box.bottom - 40, right = box.right - 48
+  return [...slide.querySelectorAll(".body *:not(svg *)")].some(part => {
     const inside = part.getBoundingClientRect()
-    return inside.width && (inside.bottom > bottom + 1 || inside.right > right + 1)
+    return inside.width && (inside.bottom > bottom || inside.right > right)
   })
 }
 
-function fit() {
-  for (const slide of document.querySelectorAll(".slides section:not(:has(section))"))
-    for (let size = 1; size > SMALLEST && overflows(slide); size -= STEP) slide.style.fontSize = `${size - STEP}em`
+function fit(slide) {
+  const body = slide.querySelector(".body")
+  for (let size = LARGEST[slide.classList[0]] ?? 1; size > SMALLEST; size -= 0.04) {
+    body.style.fontSize = `${size}em`
+    body.classList.toggle("broken", size < LINES)
+    if (!overflows(slide)) break
+  }
 }
 
 window.MathJax = {
@@ -24,7 +29,7 @@ window.MathJax = {
       await MathJax.startup.defaultPageReady()
       await document.fonts.ready
       await Promise.all([...document.images].map(image => image.decode().catch(() => {})))
-      fit()
+      document.querySelectorAll(".slides section:not(:has(section))").forEach(fit)
       document.body.classList.remove("measuring")
       await Reveal.initialize({
         width: 1280, height: 720, margin: 0, center: false, display: "flex", hash: true, transition: "none",
