@@ -280,6 +280,9 @@ def test_planes_have_the_longest_arrow_at_three_quarters_of_the_way_to_the_borde
         shown = ax.lines[4].get_xydata()
         assert np.allclose(shown, features[labels >= 2].numpy())
     assert axes[1].get_xlim() == (-0.5, 0.5) and axes[2].get_xlim() == axes[0].get_xlim()
+    inside = [max(map(abs, text.xy)) <= 0.5 for text in axes[0].texts]
+    assert [text.get_visible() for text in axes[0].texts] == [not near for near in inside]
+    assert all(text.get_visible() for ax in axes[1:] for text in ax.texts)
     plt.close(figure)
 
 
