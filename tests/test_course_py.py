@@ -240,7 +240,10 @@ def test_lab_changes_no_settings_of_an_environment_that_is_not_ours(course, else
     assert started[0][:3] == [sys.executable, "-m", "jupyterlab"] and not (tmp_path / "conda env").exists()
 
 
-@pytest.mark.parametrize("lacks, said", [({"torch": "2.3.1"}, "torch>=2.4"), ({"nbval": None}, "nbval>=0.11"), ({"furo": None}, "furo>=2024.8.6")])
+@pytest.mark.parametrize(
+    "lacks, said",
+    [({"torch": "2.3.1"}, "torch>=2.4"), ({"nbval": None}, "nbval>=0.11"), ({"furo": None}, "furo>=2024.8.6")],
+)
 def test_an_environment_that_lacks_something_is_told_in_one_line(course, elsewhere, capsys, lacks, said):
     elsewhere(**lacks)
     told = problem(course, capsys, "test")
