@@ -119,8 +119,8 @@ def installed_here(*groups):
     lacking = [f"{n}>={b}" for n, b in needed.items() if not found[n] or numbers(found[n].version) < numbers(b)]
     if lacking:
         raise Problem(
-            f"the course is installed for {sys.executable}, but not {', '.join(lacking)}: run `pip install -e .[test,site]` "
-            "there, or set COURSE_VENV=.venv for an environment that course.py makes itself"
+            f"the course is installed for {sys.executable}, but not {', '.join(lacking)}: run "
+            "`pip install -e .[test,site]` there, or set COURSE_VENV=.venv for an environment that course.py makes"
         )
     return True
 
