@@ -35,6 +35,7 @@ from ..runtime import require
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
 BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = "#0072B2 #009E73 #D55E00 #E69F00 #56B4E9 #CC79A7 #777777".split()
+ACCENT = "#8C3B6E"  # what belongs to no group: pages, slides, lines of text in a picture
 GROUP_COLORS = {"many": BLUE, "medium": GREEN, "few": VERMILLION, "all": "#222222"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^", "all": "D"}
 GROUP_HATCHES = {"many": "", "medium": "//", "few": "xx", "all": ""}
