@@ -1,4 +1,4 @@
-"""Pages of the site about the files of the package: signatures, docstrings and code, read without importing anything."""
+"""Pages of the site about the files of the package: signatures, docstrings and code. Nothing is imported for it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ class Page:
         self.public = [node for node in found if not node.name.startswith("_")]
 
 
-def lesson_pages() -> dict[str, str]:
-    """{name of the page: Markdown} of every file in front of the package, in reading order, and `index`: the map."""
+def front() -> dict[str, str]:
+    """{name: what is in it} of every file in front of the package, in reading order."""
     about = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) or ""
-    files = {name: what for name, what in IN_MAP.findall(about) if (PACKAGE / f"{name}.py").exists()}
+    return {name: what for name, what in IN_MAP.findall(about) if (PACKAGE / f"{name}.py").exists()}
+
+
+def lesson_pages() -> dict[str, str]:
+    """{name of the page: Markdown} of the files in front of the package, and `index`, the map."""
+    files = front()
     pages = {name: Page(PACKAGE / f"{name}.py") for name in files}
     places = {f"{page.name}.{node.name}": page.name for page in pages.values() for node in page.public}
     rows = "\n".join(f"| [{name}]({name}.md) | {_escaped(what)} |" for name, what in files.items())
@@ -69,7 +74,9 @@ def _signature(node: Definition) -> str:
         node, head = init, f"class {node.name}"
     else:
         head = node.name
-    arguments = [part for part in _split(ast.unparse(node.args)) if not re.match(r"(self|cls)\b", part)]
+    arguments = [
+        part for part in _split(ast.unparse(node.args).replace("'", '"')) if not re.match(r"(self|cls)\b", part)
+    ]
     arguments = [re.sub(r"^(\*{0,2}\w+: [^=]*[^= ])=", r"\1 = ", part) for part in arguments]  # as ruff writes it
     result = f" -> {ast.unparse(node.returns)}" if node.returns and not head.startswith("class ") else ""
     return _wrapped(head, arguments, result)
