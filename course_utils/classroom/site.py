@@ -33,6 +33,14 @@ MENU = {  # below the notebooks: caption -> title in the menu and page, as the r
 }
 AS_FILES = ("LICENSE", "LICENSE-TEXT", "CITATION.cff")  # what texts link to, and is no page
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+LOOK = {  # furo's variables in the words of course.css
+    "font-stack": "var(--course-font)",
+    "font-stack--monospace": "var(--course-mono)",
+    **{f"color-brand-{what}": "var(--course-accent)" for what in ("primary", "content", "visited")},
+    "color-background-primary": "var(--course-back)",
+    "color-foreground-primary": "var(--course-text)",
+    "color-foreground-muted": "var(--course-quiet)",
+}
 SETTINGS = {
     "project": TITLE,
     "author": "The long-tail course authors",
@@ -47,7 +55,7 @@ SETTINGS = {
     "myst_heading_anchors": 3,
     "nitpicky": True,
     "html_theme": "furo",
-    "html_theme_options": {"top_of_page_buttons": []},
+    "html_theme_options": {"top_of_page_buttons": [], "light_css_variables": LOOK, "dark_css_variables": LOOK},
     "html_static_path": ["_static"],
     "html_css_files": ["course.css", "explore.css", "site.css"],
     "html_js_files": [("explore.js", {"defer": "defer"}), ("site.js", {"defer": "defer"})],
@@ -100,6 +108,7 @@ def _write_sources(source: Path, notebooks: Sequence[Taken], out: Path) -> None:
         for cell in shown.cells:
             if cell.cell_type == "markdown":
                 cell.source = _links(cell.source, PurePosixPath("notebooks"), pages, source)
+        shown.cells[0].source = _one_title(shown.cells[0].source)
         (source / "notebooks").mkdir(exist_ok=True)
         nbformat.write(shown, source / f"notebooks/{name}.ipynb")
     texts = {f"package/{name}.md": text for name, text in site_api.lesson_pages().items()}
@@ -114,7 +123,7 @@ def _write_sources(source: Path, notebooks: Sequence[Taken], out: Path) -> None:
     texts["index.md"] = readme + _menu({"Notebooks": lessons, **MENU})
     for name, text in texts.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shown = _links(text, PurePosixPath(name).parent, pages, source)
+        shown = _one_title(_links(text, PurePosixPath(name).parent, pages, source))
         (source / name).write_text(shown, encoding="utf-8")
 
 
@@ -144,6 +153,15 @@ def _links(text: str, folder: PurePosixPath, pages: Iterable[str], source: Path)
     return LINK.sub(follow, text)
 
 
+def _one_title(text: str) -> str:
+    """A text with the strip of the course below its title; further titles, which a menu would list, become sections."""
+    first, *rest = re.split(r"^(```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
+    title, below = first.split("\n", 1)
+    parts = [below, *rest]
+    parts[::2] = [re.sub(r"^# ", "## ", part, flags=re.MULTILINE) for part in parts[::2]]
+    return f'{title}\n\n<hr class="course-tail">\n{"".join(parts)}'
+
+
 def _glossary() -> str:
     """Symbols and words at the end of notebook 00 as a page, unfolded."""
     last = nbformat.read(find_notebooks(["00"])[0], as_version=4).cells[-1].source
@@ -164,7 +182,7 @@ def _notebook(name: str, notebook: nbformat.NotebookNode, pictures: Sequence[Map
     for k, cell in enumerate(shown.cells):
         tags = cell.metadata.setdefault("tags", [])
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"^(\*\*Predict\.\*\* .*)$", _predict, cell.source, flags=re.MULTILINE)
+            cell.source = re.sub(r"^(\*\*Predict.*)$", _predict, cell.source, flags=re.MULTILINE)
             continue
         if any(tag.startswith("check-") for tag in tags):
             shown.cells[k] = new_markdown_cell('<p class="course-check">The check runs in JupyterLab.</p>')
