@@ -135,6 +135,11 @@ def test_letter_scatter_names_every_point(axes):
         figures.letter_scatter(axes, [1, 2], [5, 6, 7], "EAB", COUNTS[:3], labels="")
 
 
+def test_letter_scatter_writes_the_lower_of_two_names_at_one_place_below(axes):
+    figures.letter_scatter(axes, [1, 2, 2], [5, 6, 7], "EAB", COUNTS[:3], labels="EAB")
+    assert [text.get_position()[1] > 0 for text in axes.texts] == [True, False, True]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_rows_put_every_image_in_its_place(axes, channels):
     images = torch.randint(256, (5, channels, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -221,7 +226,7 @@ def test_the_profile_picture_draws_at_every_position_and_counts_right():
 def test_the_norm_picture_starts_at_the_trained_classifier_and_moves_both_sides():
     weight, bias = head(0)
     features, labels = torch.randn(80, 2, generator=torch.Generator().manual_seed(5)), torch.arange(80) % 4
-    picture = figures.norm_picture(features, labels, weight, bias, COUNTS, (weight, bias, COUNTS, "EABZ", 2.0))
+    picture = nb01.norm_picture(features, labels, weight, bias, COUNTS, (weight, bias, COUNTS, "EABZ", 2.0))
     figure = matplotlib.figure.Figure()
     update = picture(figure)
     left, right = figure.axes
@@ -275,6 +280,9 @@ def test_planes_have_the_longest_arrow_at_three_quarters_of_the_way_to_the_borde
         shown = ax.lines[4].get_xydata()
         assert np.allclose(shown, features[labels >= 2].numpy())
     assert axes[1].get_xlim() == (-0.5, 0.5) and axes[2].get_xlim() == axes[0].get_xlim()
+    inside = [max(map(abs, text.xy)) <= 0.5 for text in axes[0].texts]
+    assert [text.get_visible() for text in axes[0].texts] == [not near for near in inside]
+    assert all(text.get_visible() for ax in axes[1:] for text in ax.texts)
     plt.close(figure)
 
 

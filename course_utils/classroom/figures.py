@@ -25,13 +25,12 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from PIL import Image
 from torch import Tensor
 
 from ..data import exponential_counts, step_counts
-from ..heads import equalize_biases, equalize_norms, row_norms
-from ..metrics import GROUPS, paired_interval, per_class_accuracy, shot_accuracy, shot_groups
+from ..metrics import GROUPS, paired_interval, shot_groups
 from ..runtime import require
+from .images import reduce_png, webp_address
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
 BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = "#0072B2 #009E73 #D55E00 #E69F00 #56B4E9 #CC79A7 #777777".split()
@@ -61,28 +60,17 @@ plt.rc("hatch", linewidth=0.6)
 plt.rc("image", interpolation="nearest")
 
 
-def reduce_png(png: bytes) -> bytes:
-    """The same picture with a palette of 256 colours and without metadata; two to four times smaller."""
-    image = Image.open(io.BytesIO(png))
-    if image.mode == "P":
-        return png
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    small = io.BytesIO()
-    palette = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure as a small PNG (256 colours) with `alt`, a sentence for those who do not see it."""
+    """Display a figure as a small picture (256 colours) with `alt`, a sentence for those who do not see it: HTML, and
+    a PNG for readers that show no HTML."""
     require(alt.strip(), "alt", "an empty text", "a sentence that says what the figure shows")
     raw = io.BytesIO()
     figure.savefig(raw, format="png", metadata={"Software": None})
     plt.close(figure)
-    data = {"image/png": reduce_png(raw.getvalue()), "text/plain": f"Figure: {alt}"}
-    display(data, metadata=picture_metadata(alt, figure.get_figwidth()), raw=True)
+    small, inches = reduce_png(raw.getvalue()), figure.get_figwidth()
+    page = f'<img src="{webp_address(small)}" width="{round(SHOWN_DPI * inches)}" alt="{html.escape(alt)}">'
+    data = {"text/html": page, "image/png": small, "text/plain": f"Figure: {alt}"}
+    display(data, metadata=picture_metadata(alt, inches), raw=True)
 
 
 def picture_metadata(alt: str, inches: float) -> dict:
@@ -141,13 +129,13 @@ def class_bars(
     axes: Axes, values: Numbers, names: Names, counts: Counts, *, order: Counts | None = None, label_few: bool = False
 ) -> Axes:
     """One bar a class, in the colour and hatch of its group; `order` is the order of the classes, left to right.
-    `label_few` writes the values of the few group above its bars, which may be too low to see."""
+    `label_few` writes the values of the few group above its bars, rounded: the bars may be too low to see."""
     order = list(range(len(names)) if order is None else order)
     groups = [group_of(counts)[j] for j in order]
     axes.bar(range(len(order)), [values[j] for j in order], linewidth=0, **bar_style(groups))
     for place, (j, group) in enumerate(zip(order, groups, strict=True)):
         if label_few and group == "few":
-            axes.annotate(f"{values[j]:g}", (place, values[j]), ha="center", va="bottom", fontsize=9)
+            axes.annotate(f"{values[j]:.0f}", (place, values[j]), ha="center", va="bottom", fontsize=10)
     axes.set_xticks(range(len(order)), [names[j] for j in order])
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.grid(axis="x", visible=False)
@@ -161,6 +149,7 @@ def group_bars(axes: Axes, dotted: Mapping[str, float] | None = None) -> BarCont
         if dotted:
             x = bar.get_x(), bar.get_x() + bar.get_width()
             axes.hlines(100 * dotted[name], *x, color="black", linestyle=":")
+    axes.grid(axis="x", visible=False)
     return bars
 
 
@@ -197,12 +186,12 @@ def seed_points(axes: Axes, values: Numbers, height: float, *, alpha: float = 0.
 
 
 def difference_line(axes: Axes, differences: Numbers, height: float) -> None:
-    """Differences paired by seed as small points, their mean as a diamond on its 95 % interval; a tie, whose interval
-    holds 0, is grey and hollow. Fewer than two differences have no interval."""
+    """Differences paired by seed as small points, their mean as a diamond on its 95 % interval, in the accent colour; a
+    tie, whose interval holds 0, is grey and hollow. Fewer than two differences have no interval."""
     axes.plot(differences, [height] * len(differences), ".", color=GREY, alpha=0.6)
     if len(differences) > 1 and np.isfinite(differences).all():
         low, high = paired_interval(differences)
-        color, inside = (GREY, "white") if low <= 0 <= high else (BLUE, BLUE)
+        color, inside = (GREY, "white") if low <= 0 <= high else (ACCENT, ACCENT)
         axes.plot([low, high], [height, height], color=color, linewidth=2)
         axes.plot(np.mean(differences), height, "D", color=color, markerfacecolor=inside)
 
@@ -255,11 +244,14 @@ def curves(axes: Axes, series: Mapping[str, Sequence[Numbers]], x: Numbers | Non
 
 
 def letter_scatter(axes: Axes, x: Numbers, y: Numbers, names: Names, counts: Counts, labels: Names) -> Axes:
-    """Classes as points in the colour and marker of their group; the names in `labels` are written beside theirs."""
+    """Classes as points in the colour and marker of their group; the names in `labels` are written above theirs, or
+    below where another class of the same x lies higher."""
     for name, group, px, py in zip(names, group_of(counts), x, y, strict=True):
         axes.plot(px, py, **point_style(group, markersize=5))
         if name in labels:
-            axes.annotate(name, (px, py), textcoords="offset points", xytext=(4, 2), fontsize=9)
+            below = any(qx == px and qy > py for qx, qy in zip(x, y, strict=True))
+            place = {"xytext": (0, -4), "va": "top"} if below else {"xytext": (0, 4), "va": "bottom"}
+            axes.annotate(name, (px, py), textcoords="offset points", ha="center", fontsize=10, **place)
     return axes
 
 
@@ -402,48 +394,5 @@ def profile_picture(figure: Figure, num_classes: int, max_count: int, compare: C
             bar.set(height=count, facecolor=GROUP_COLORS[group], hatch=GROUP_HATCHES[group], edgecolor="white")
         sizes = ", ".join(f"{group_of(counts).count(g)} {g}" for g in GROUPS)
         return f"{profile}, ratio {ratio}: {sum(counts)} images; classes by group: {sizes}."
-
-    return update
-
-
-@picture
-def norm_picture(
-    figure: Figure,
-    features: Tensor,
-    labels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    counts: Counts,
-    plane: tuple[Tensor, Tensor, Counts, Names, float],
-):
-    """Left: accuracy by group when the norms (and biases) of a head are equalized by `strength`. Right: the decision
-    regions of a second head on 2-D features, `plane` = (weight, bias, counts, names, extent), treated the same way."""
-    flat_weight, flat_bias, flat_counts, flat_names, extent = plane
-
-    def accuracies(strength: float) -> dict[str, float]:
-        logits = features @ equalize_norms(weight, strength).T + equalize_biases(bias, strength)
-        return shot_accuracy(per_class_accuracy(logits.argmax(1), labels, len(bias)), counts)
-
-    def arrow_scale(rows: Tensor) -> float:  # the longest arrow keeps its length
-        return 0.75 * extent / row_norms(rows).max().item()
-
-    left, right = figure.subplots(1, 2)
-    bars = group_bars(left, dotted=accuracies(0.0))
-    left.set(
-        ylim=(0, 100),
-        ylabel="test accuracy in %",
-        xlabel="dotted: as trained",
-        title=f"{len(bias)} letters, {features.shape[1]} features",
-    )
-    right.set_title(f"{len(flat_names)} letters, 2 features")
-    artists = feature_plane(right, flat_weight, flat_bias, flat_counts, flat_names, extent, arrow_scale(flat_weight))
-
-    def update(strength: float) -> str:
-        now = accuracies(strength)
-        raise_bars(bars, now.values())
-        moved = equalize_norms(flat_weight, strength)
-        artists["scale"] = arrow_scale(moved)
-        move_feature_plane(artists, moved, equalize_biases(flat_bias, strength))
-        return f"Norms and biases equalized by {strength:.2f}: {in_percent(now)}."
 
     return update

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ...heads import cosine_loss_floor
 from ...runtime import require
 from .. import figures
-from ..figures import BLUE, GREY, ORANGE, Counts, Names, Numbers, picture
+from ..figures import GREY, ORANGE, Counts, Names, Numbers, picture
 
 
 @picture
@@ -22,7 +22,7 @@ def scale_picture(figure: Figure, scales: Numbers):
     """Along the scale. Left: the best probability that cosine logits allow. Right: the loss floor."""
     left, right = figure.subplots(1, 2)
     grid = torch.linspace(0, max(scales), 200).tolist()
-    lines = [axes.plot([], [], color=BLUE, linewidth=2)[0] for axes in (left, right)]
+    lines = [axes.plot([], [], color="black", linewidth=2)[0] for axes in (left, right)]
     dots = [axes.plot([], [], "o", color=ORANGE, markersize=10)[0] for axes in (left, right)]
     left.axhline(99, color=GREY, linestyle=":")
     left.annotate("99 %", (max(scales), 97), ha="right", va="top", color=GREY)

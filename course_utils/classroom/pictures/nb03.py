@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...metrics import confusion_matrix, error_blocks
 from .. import figures
-from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Names, Numbers, picture
+from ..figures import ACCENT, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Names, Numbers, picture
 
 # ---- the sliders -----------------------------------------------------------------------------------------------------
 
@@ -77,13 +77,13 @@ def margin_picture(figure: Figure, own: Tensor, nearest: Tensor):
     own: (N,). nearest: (N, K), the largest first.
     """
     axes = figure.subplots()
-    (fine,) = axes.plot([], [], ".", color=BLUE, markersize=3, alpha=0.4, label="margin kept: no loss")
-    (wrong,) = axes.plot([], [], "x", color=VERMILLION, markersize=3, alpha=0.5, label="margin violated: pushed")
+    (fine,) = axes.plot([], [], ".", color=GREY, markersize=3, alpha=0.7, label="margin kept: no loss")
+    (wrong,) = axes.plot([], [], "x", color=ACCENT, markersize=3, alpha=0.5, label="margin violated: pushed")
     (border,) = axes.plot([], [], color="black", linewidth=1.2, label="border: own - new = margin")
     axes.plot([-1, 1], [-1, 1], ":", color="black", linewidth=1, label="called new above this line")
     axes.set(xlim=(-0.25, 1.02), xlabel="cosine with the own (old) class")
     axes.set(ylim=(-0.75, 1.02), ylabel="cosine with a near new class")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(ncols=2, **figures.ABOVE)
 
     def update(margin: float, k: int) -> str:
         x, y = own[:, None].expand(-1, k).flatten(), nearest[:, :k].flatten()
@@ -164,8 +164,8 @@ def draw_aligning(axes: Axes, logits: Tensor, gamma: float) -> Axes:
     low, high = min(0.0, logits.min().item()), logits.quantile(0.999).item() * max(1, gamma)
     options = {"bins": 60, "range": (low, high), "density": True}
     axes.hist(logits.flatten().numpy(), color=GREY, alpha=0.6, label="as trained", **options)
-    axes.hist((gamma * logits).flatten().numpy(), histtype="step", color=VERMILLION, linewidth=2, **options)
-    axes.plot([], [], color=VERMILLION, linewidth=2, label=f"new rows times {gamma:.2f}")
+    axes.hist((gamma * logits).flatten().numpy(), histtype="step", color=ACCENT, linewidth=2, **options)
+    axes.plot([], [], color=ACCENT, linewidth=2, label=f"new rows times {gamma:.2f}")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(yticks=[], xlabel="$w_{new} \\cdot f$ of old test images")
     axes.legend(loc="upper right")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...decoupling import tau_normalize
 from ...metrics import confusion_matrix, paired_interval, per_class_accuracy, shot_accuracy
 from .. import figures
-from ..figures import ABOVE, CENTERED, GREY, PURPLE, VERMILLION, Counts, Names, halo, picture
+from ..figures import ABOVE, CENTERED, GREY, ORANGE, PURPLE, Counts, Names, halo, picture
 
 Fields = Sequence[Sequence[Sequence[float]]]  # rows, columns, seeds
 
@@ -73,14 +73,14 @@ def accuracy_table(axes: Axes, values: Fields, validation: Fields, rows: Names, 
     own: the darkest field is the largest, white is 25 points below it, or less. Framed is the field with the best mean
     of `validation`; "=" marks those that tie with it, seed by seed."""
     means, spreads = np.mean(values, -1), np.std(values, -1, ddof=1)
-    axes.imshow(means, cmap="Blues", vmin=means.max() - 25, vmax=means.max() + 5, aspect="auto")
+    axes.imshow(means, cmap="Greys", vmin=means.max() - 25, vmax=means.max() + 5, aspect="auto")
     best = np.unravel_index(np.mean(validation, -1).argmax(), means.shape)
-    axes.add_patch(Rectangle((best[1] - 0.47, best[0] - 0.45), 0.94, 0.9, fill=False, color=VERMILLION, linewidth=2))
+    axes.add_patch(Rectangle((best[1] - 0.47, best[0] - 0.45), 0.94, 0.9, fill=False, color=ORANGE, linewidth=2.5))
     for i, j in np.ndindex(means.shape):
         low, high = paired_interval(np.subtract(values[best[0]][best[1]], values[i][j]))
         tie = " =" if low <= 0 <= high and (i, j) != best else ""
         color = "white" if means[i, j] > means.max() - 8 else "black"
-        axes.text(j, i, f"{means[i, j]:.1f} ± {spreads[i, j]:.1f}{tie}", fontsize=8, color=color, **CENTERED)
+        axes.text(j, i, f"{means[i, j]:.1f} ± {spreads[i, j]:.1f}{tie}", fontsize=9, color=color, **CENTERED)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     return figures.bare(axes)

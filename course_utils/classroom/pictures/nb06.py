@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from torch import Tensor
 
@@ -15,9 +16,9 @@ from ...decoupling import class_means
 from ...metrics import GROUPS, open_set_f_measure, per_class_accuracy, shot_accuracy
 from ...openworld import OPEN, DiscriminativeCentroidLoss, MetaEmbeddingClassifier, centroid_distances
 from .. import figures
-from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Counts, Names, Numbers, picture
+from ..figures import ACCENT, GREY, GROUP_COLORS, GROUP_HATCHES, ORANGE, PURPLE, SKY, Counts, Names, Numbers, picture
 
-CLASS_COLORS = (BLUE, GREEN, ORANGE, PURPLE, VERMILLION, SKY)
+CLASS_COLORS = (SKY, ORANGE, ACCENT, "#222222", PURPLE)  # of single classes, not of groups
 
 
 def surest(axes: Axes, images: Tensor, kinds: Tensor, confidence: Tensor, answers: Names) -> Axes:
@@ -85,7 +86,7 @@ def arrows(axes: Axes, starts: Tensor, steps: Tensor) -> Axes:
 def known_and_open(axes: Axes, known: Tensor, unknown: Tensor, xlabel: str, bins: int = 30) -> Axes:
     """Two histograms on the same bins, each as a share of its images in %."""
     edges = np.linspace(0, max(known.max(), unknown.max()).item(), bins + 1)
-    for values, name, color, hatch in ((known, "known letters", BLUE, ""), (unknown, "open digits", ORANGE, "//")):
+    for values, name, color, hatch in ((known, "known letters", SKY, ""), (unknown, "open digits", ORANGE, "//")):
         style = {"color": color, "hatch": hatch, "edgecolor": "white", "alpha": 0.65, "label": name}
         axes.hist(values.numpy(), edges, weights=np.full(len(values), 100 / len(values)), **style)
     axes.set(xlabel=xlabel, ylabel="share of images in %")
@@ -110,7 +111,7 @@ def gate_maps(axes: Axes, images: Tensor, gates: Tensor, columns: int) -> Axes:
         axes.vlines([x + right * column for column in range(gates.shape[2] + 1)], y, y + height, **style)
         row, column = divmod(int(gate.argmax()), gates.shape[2])
         place = x + right * (column + 0.5), y + down * (row + 0.5)
-        axes.text(*place, f"{100 * gate.max():.0f}", fontsize=9, path_effects=figures.halo(2), **figures.CENTERED)
+        axes.text(*place, f"{100 * gate.max():.0f}", fontsize=10, path_effects=figures.halo(2), **figures.CENTERED)
     return axes
 
 
@@ -127,7 +128,7 @@ def threshold_picture(
     rows = {f"{k}, {verb}": (which, verb == "accepted") for k, which in kinds for verb in ("accepted", "rejected")}
     scores = (*GROUPS, "digits\nrejected", "F", "older F")
     style = {
-        "color": [*(figures.GROUP_COLORS[g] for g in GROUPS), ORANGE, GREY, "lightgrey"],
+        "color": [*(GROUP_COLORS[g] for g in GROUPS), ORANGE, GREY, "lightgrey"],
         "hatch": ["", "//", "xx", *[""] * 3],
     }
 
@@ -144,8 +145,8 @@ def threshold_picture(
     figures.image_rows(left, images[:1].expand(4 * across, -1, -1, -1), across, list(rows))
     left.set_title("the glyphs nearest to the threshold", fontsize=10)
     bars = right.bar(range(6), [0] * 6, edgecolor="white", **style)
-    texts = [right.text(k, 0, "", ha="center", va="bottom", fontsize=9) for k in range(6)]
-    right.set_xticks(range(6), scores, fontsize=8)
+    texts = [right.text(k, 0, "", ha="center", va="bottom", fontsize=10) for k in range(6)]
+    right.set_xticks(range(6), scores, fontsize=9)
     right.set(ylim=(0, 108), ylabel="%")
 
     def update(threshold_in_percent: float) -> str:
@@ -189,15 +190,17 @@ def glyph_picture(
     pixels, *panels = figure.subplots(1, 4, width_ratios=(1.1, 1.3, 1.3, 1.3))
     image = pixels.imshow(np.zeros(images.shape[-2:]), cmap="gray", vmin=0, vmax=255)
     pixels.set_axis_off()
-    titles = ("distance to the nearest centroids", "read from the memory, %", "said, % confidence")
+    titles = ("distance to centroids", "read from memory, %", "confidence, %")
     limits = (distances[list(glyphs.values())].topk(most, largest=False).values.max().item() * 1.25, 130, 130)
     bars = []
     for ax, title, limit in zip(panels, titles, limits, strict=True):
-        bars.append((ax.barh(range(most), [0] * most), [ax.text(0, k, "", va="center") for k in range(most)]))
+        bars.append(
+            (ax.barh(range(most), [0] * most, edgecolor="white"), [ax.text(0, k, "", va="center") for k in range(most)])
+        )
         ax.set(xlim=(0, limit), yticks=range(most), ylim=(most - 0.5, -0.5))
         if "%" in title:  # room for the number beside a full bar, no percent above 100 on the axis
             ax.set_xticks([0, 50, 100])
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=11)
 
     def update(glyph: str) -> str:
         i = glyphs[glyph]
@@ -207,7 +210,7 @@ def glyph_picture(
             top = values.topk(most, largest=not nearest)
             ax.set_yticklabels([names[j] for j in top.indices])
             for rect, text, value, j in zip(rects, texts, top.values.tolist(), top.indices.tolist(), strict=True):
-                rect.set(width=value, facecolor=figures.GROUP_COLORS[groups[j]])
+                rect.set(width=value, facecolor=GROUP_COLORS[groups[j]], hatch=GROUP_HATCHES[groups[j]])
                 text.set(x=value, text=f" {value:.1f}" if nearest else f" {value:.0f}")
         return (
             f"{glyph}: reachability {parts.reachability[i]:.2f}; takes {100 * share[i]:.0f} % of its own length from "
@@ -265,10 +268,15 @@ def open_scores(left: Axes, right: Axes, aurocs: Mapping[str, Mapping[str, Numbe
 
 
 def umap_letters(axes: Axes, points: np.ndarray, labels: Tensor, counts: Counts, names: Names) -> Axes:
-    """UMAP points (N, 2): known images as their letter in the colour of its group, open ones (-1) as grey crosses."""
+    """UMAP points (N, 2): known images as their letter in the colour of its group, open ones (-1) as grey crosses; a
+    legend below says so."""
     axes.plot(*points[(labels == OPEN).numpy()].T, "x", color=GREY, markersize=4, alpha=0.5)
     for j, (name, group) in enumerate(zip(names, figures.group_of(counts), strict=True)):
-        style = {"color": figures.GROUP_COLORS[group], "markersize": 6, "alpha": 0.75, "markeredgewidth": 0.3}
+        style = {"color": GROUP_COLORS[group], "markersize": 6, "alpha": 0.75, "markeredgewidth": 0.3}
         axes.plot(*points[(labels == j).numpy()].T, linestyle="", marker=f"${name}$", **style)
+    shown = [Line2D([], [], label=g, color=GROUP_COLORS[g], marker="$A$", linestyle="", markersize=8) for g in GROUPS]
+    shown.append(Line2D([], [], label="open", color=GREY, marker="x", linestyle=""))
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.04), "ncols": 4, "handletextpad": 0.1}
+    axes.legend(handles=shown, **below)
     axes.set(**figures.UMAP_AXES)
     return axes

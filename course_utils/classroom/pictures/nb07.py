@@ -48,7 +48,7 @@ def compare(axes: Sequence[Axes], rows: Rows, baseline: str, labels: Mapping[str
     figures.group_points(left, {name: [row["groups"] for row in rows[name].values()] for name in order})
     where = {"loc": "lower center", "bbox_to_anchor": (0.35, 1.0)}
     figures.group_legend(
-        left, WITH_ALL, labels=labels, ncols=4, fontsize=8, columnspacing=0.8, handletextpad=0.1, **where
+        left, WITH_ALL, labels=labels, ncols=4, fontsize=10, columnspacing=0.8, handletextpad=0.1, **where
     )
     lowest = min(100 * row["groups"][g] for seeds in rows.values() for row in seeds.values() for g in GROUPS)
     left.set_xlim(max(-3, lowest - 5), 101)

@@ -45,7 +45,9 @@ def class_bars(axes: Axes, values: Sequence[float], counts: Counts, names: Names
     groups = [groups_of(counts)[j] for j in order]
     style = {"color": [GROUP_COLORS[g] for g in groups], "hatch": [GROUP_HATCHES[g] for g in groups]}
     bars = axes.bar(range(len(order)), [values[j] for j in order], edgecolor="white", linewidth=0, **style)
-    axes.set_xticks(range(len(order)), [names[j].replace("_", " ") for j in order], rotation=60, ha="right", fontsize=9)
+    axes.set_xticks(
+        range(len(order)), [names[j].replace("_", " ") for j in order], rotation=60, ha="right", fontsize=10
+    )
     axes.set_xlim(-0.6, len(order) - 0.4)
     axes.grid(axis="x", visible=False)
     return bars, order
@@ -55,7 +57,7 @@ def folder_picture(axes: Sequence[Axes], photos: Photos, counts: Counts, columns
     """Left: training pictures of each class. Right: the first ones of the two largest and three smallest classes."""
     left, right = axes
     bars, order = class_bars(left, counts, counts, photos.class_names)
-    left.bar_label(bars, fontsize=8, padding=1)
+    left.bar_label(bars, fontsize=10, padding=1)
     left.set(yscale="log", ylim=(0.8, 200), ylabel="training pictures")
     chosen = [*order[:2], *order[-3:]]
     look = photos.view.plain()
@@ -110,7 +112,7 @@ def place_picture(
     """
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     bars, order = class_bars(left, [0.0] * len(counts), counts, names)
-    figures.group_legend(left, figures.GROUPS, bars=True, labels=LABELS, loc="upper right", fontsize=9)
+    figures.group_legend(left, figures.GROUPS, bars=True, labels=LABELS, loc="upper right", fontsize=10)
     left.set(ylim=(0, 46), ylabel="share of the class there, %")
     points = {head: right.plot([], [], "o", color=GREY, markersize=4, zorder=4)[0] for head in answers}
     means = {head: right.plot([], [], "D", color=ORANGE, markersize=9)[0] for head in answers}
