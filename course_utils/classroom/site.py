@@ -22,15 +22,22 @@ import nbformat
 from nbformat.v4 import new_markdown_cell, new_output
 
 from ..runtime import require, say
-from . import assets, frames, site_api
+from . import site_api, slides
+from .frames import PAGES, figure_html
 from .notebooks import ROOT, find_notebooks, with_frames
+from .site_pictures import as_html
 
+DECKS = (
+    "One deck for each lesson, with sliders that move. Space or an arrow key goes on; while a slider has the focus,\n"
+    "arrow keys move it. The key S opens the notes of the speaker. `python course.py slides 03` writes a deck alone."
+)
 TITLE = "Learning from long-tailed data"
 MENU = {  # below the notebooks: caption -> title in the menu and page, as the repository has it
-    "Look up": {"Symbols and glossary": "glossary", "For lecturers": "notebooks/for_lecturers"},
+    "Look up": {"Symbols and glossary": "glossary", "For lecturers": "notebooks/for_lecturers", "Slides": "slides"},
     "Data": {"Letters and clip art": "data/README", "Definitions": "data/WEBSTER", "Typefaces": "data/FONTS"},
     "Package": {"The methods": "package/index", "Contributing": "CONTRIBUTING", "Changes": "CHANGELOG"},
 }
+MARK = ".nojekyll"  # in each site: some hosts leave out files that begin with _ unless it is there
 AS_FILES = ("LICENSE", "LICENSE-TEXT", "CITATION.cff")  # what texts link to, and is no page
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 LOOK = {  # furo's variables in the words of course.css
@@ -56,6 +63,7 @@ SETTINGS = {
     "nitpicky": True,
     "html_theme": "furo",
     "html_theme_options": {"top_of_page_buttons": [], "light_css_variables": LOOK, "dark_css_variables": LOOK},
+    "html_favicon": "_static/favicon.svg",
     "html_static_path": ["_static"],
     "html_css_files": ["course.css", "explore.css", "site.css"],
     "html_js_files": [("explore.js", {"defer": "defer"}), ("site.js", {"defer": "defer"})],
@@ -82,9 +90,11 @@ def build(out: Path, notebooks: Sequence[Taken]) -> dict[str, int]:
     Raises:
         ValueError: `out` holds something else than an earlier site, or Sphinx has a complaint.
     """
-    here = not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / ".buildinfo").exists()))
+    here = not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / MARK).exists()))
     require(here, "out", out, "a new or empty folder, or one that holds an earlier site")
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         _write_sources(source, notebooks, out)
@@ -96,9 +106,9 @@ def build(out: Path, notebooks: Sequence[Taken]) -> dict[str, int]:
 def _write_sources(source: Path, notebooks: Sequence[Taken], out: Path) -> None:
     static = source / "_static"
     (static / "mathjax").mkdir(parents=True)
-    shutil.copy(assets.brought("mathjax", "tex-svg-full.js"), static / "mathjax")
-    for file in assets.PAGES.iterdir():
-        shutil.copy(file, static)
+    shutil.copy(slides.machinery()["mathjax/tex-svg-full.js"], static / "mathjax")
+    for name in ("course.css", "explore.css", "explore.js", "site.css", "site.js", "favicon.svg"):
+        shutil.copy(PAGES / name, static)
     for name in AS_FILES:
         shutil.copy(ROOT / name, source)
     pages = {page for entries in MENU.values() for page in entries.values()}
@@ -113,7 +123,7 @@ def _write_sources(source: Path, notebooks: Sequence[Taken], out: Path) -> None:
         nbformat.write(shown, source / f"notebooks/{name}.ipynb")
     texts = {f"package/{name}.md": text for name, text in site_api.lesson_pages().items()}
     texts["package/index.md"] += _menu({None: {name: name for name in site_api.front()}})
-    texts["glossary.md"] = _glossary()
+    texts["glossary.md"], texts["slides.md"] = _glossary(), _decks(notebooks, out)
     for page in pages:
         if (ROOT / f"{page}.md").exists():
             texts[f"{page}.md"] = (ROOT / f"{page}.md").read_text(encoding="utf-8")
@@ -178,7 +188,7 @@ def _glossary() -> str:
 def _notebook(name: str, notebook: nbformat.NotebookNode, pictures: Sequence[Mapping], out: Path):
     """A notebook for readers: machinery folded, checks as a line, pictures as files, sliders alive."""
     shown, waiting = nbformat.from_dict(notebook), list(pictures)
-    place, folder = f"../pictures/{name[:2]}", out / "pictures" / name[:2]
+    place, folder = f"../slides/{name[:2]}", out / "slides" / name[:2]  # the decks show the same pictures
     for k, cell in enumerate(shown.cells):
         tags = cell.metadata.setdefault("tags", [])
         if cell.cell_type == "markdown":
@@ -194,8 +204,8 @@ def _notebook(name: str, notebook: nbformat.NotebookNode, pictures: Sequence[Map
             require(waiting, name, "fewer folders of frames than sliders", "frames of a run of this notebook")
             index = waiting.pop(0)
             number = len(pictures) - len(waiting) - 1
-            shutil.copytree(index["folder"], folder / str(number), ignore=shutil.ignore_patterns("index.json"))
-            outputs = [_html(frames.figure_html(index, f"{place}/{number}"))]
+            shutil.copytree(index["folder"], folder / f"slider_{number}", ignore=shutil.ignore_patterns("index.json"))
+            outputs = [_html(figure_html(index, f"{place}/slider_{number}"))]
         cell.outputs = outputs
     require(not waiting, name, "more folders of frames than sliders", "frames of a run of this notebook")
     return shown
@@ -210,12 +220,26 @@ def _html(text: str):
 
 
 def _output(output: nbformat.NotebookNode, folder: Path, place: str):
-    text = assets.as_html(output, folder, place)
-    return (
-        output
-        if text is None
-        else _html(text.replace("<table", '<div class="course-wide"><table').replace("</table>", "</table></div>"))
-    )
+    text = as_html(output, folder, place)
+    return output if text is None else _html(text)
+
+
+# --- slides ---
+
+
+def _decks(notebooks: Sequence[Taken], out: Path) -> str:
+    """Write every deck that has a plan; return the page that leads to them."""
+    plans, rows = slides.read_plans(), []
+    for name, notebook, pictures in notebooks:
+        number = name[:2]
+        if number in plans:
+            for minutes in slides.MINUTES:
+                deck = slides.slides_of(notebook, plans[number], minutes, number, pictures)
+                slides.write(deck, out / "slides", f"{number}_{minutes}.html")
+            links = [f'<a href="slides/{number}_{m}.html">{number} in {m} minutes</a>' for m in slides.MINUTES]
+            rows.append(f"| [{number}](notebooks/{name}.ipynb) | {' | '.join(links)} |")
+    lines = [f"| notebook {'| slides ' * len(slides.MINUTES)}|", "|---" * (1 + len(slides.MINUTES)) + "|", *rows]
+    return "# Slides\n\n" + DECKS + "\n".join(["", "", *lines, ""])
 
 
 # --- Sphinx ---

@@ -7,4 +7,5 @@ const reachable = () => {
 }
 addEventListener("load", reachable)
 addEventListener("resize", reachable)
+for (const caption of document.querySelectorAll(".caption[role=heading]")) caption.ariaLevel = 2  // as screen readers want it
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false
