@@ -39,7 +39,7 @@ FIGURE = re.compile(
 )
 READY = "() => !window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
 SERIOUS = ("serious", "critical")
-CONTEXT = {"exclude": [["pre span"]]}  # thousands of words in colours that are made for contrast; seconds for each page
+CONTEXT = {"exclude": [["pre span"], ["mjx-container"]]}  # thousands of coloured words and of strokes: seconds a page
 
 
 def pages_of(site: Path) -> list[str]:
@@ -79,6 +79,12 @@ def served(site: Path) -> Iterator[str]:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
             pass
+
+        def do_GET(self) -> None:
+            if self.path == "/favicon.ico":  # a browser asks for it by itself
+                self.send_response(204)
+                return self.end_headers()
+            return super().do_GET()
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
