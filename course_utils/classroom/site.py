@@ -154,7 +154,7 @@ def _links(text: str, folder: PurePosixPath, pages: Iterable[str], source: Path)
         file = Path(os.path.normpath(ROOT / folder / target))
         if "://" in target or not file.is_file() or file.name in AS_FILES:
             return link[0]
-        if picture:
+        if picture or file.suffix in (".png", ".gif"):
             (source / folder / target).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, source / folder / target)
             return link[0]
