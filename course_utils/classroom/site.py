@@ -261,7 +261,8 @@ def _run_sphinx(source: Path, out: Path, trees: Path) -> None:
         parallel=os.cpu_count() or 1,
     )
     app.build()
-    require(not complaints.getvalue(), "site", complaints.getvalue().replace(str(source), ""), "no complaint of Sphinx")
+    said = re.sub(r"\x1b\[[\d;]*m", "", complaints.getvalue()).replace(f"{source}{os.sep}", "")  # without colours
+    require(not said, "site", said, "no complaint of Sphinx")
 
 
 def megabytes(folder: Path) -> float:
