@@ -25,14 +25,14 @@ FLAGS = [
 ]
 PLANS = slides.read_plans()
 STORED = {path.stem[:2]: nbformat.read(path, as_version=4) for path in notebooks.find_notebooks()}
-CUT = """() => [...Reveal.getCurrentSlide().querySelectorAll(':scope > :not(aside), :scope > :not(aside) *')].filter(part => {
+CUT = """() => [...Reveal.getCurrentSlide().querySelectorAll(':scope > :not(aside), .body *')].filter(part => {
     const {left, top, right, bottom, width} = part.getBoundingClientRect()
     return width && (left < 0 || top < 0 || right > 1280.5 || bottom > 720.5)
 }).map(part => part.outerHTML.slice(0, 100))"""
 MOVED = """async figure => {
-    const image = figure.querySelector('img'), before = image.getAttribute('src')
-    for (let wait = 0; wait < 100 && image.getAttribute('src') === before; wait++) await new Promise(requestAnimationFrame)
-    return [before, image.getAttribute('src')]
+    const source = () => figure.querySelector('img').getAttribute('src'), before = source()
+    for (let wait = 0; wait < 100 && source() === before; wait++) await new Promise(requestAnimationFrame)
+    return [before, source()]
 }"""
 
 
@@ -108,13 +108,13 @@ def made_up(folder):
     """A notebook with much text, a tall picture, a wide table and a slider of 2 x 3 positions: (notebook, frames)."""
     tall = {"image/png": base64.b64encode(png("navy", (300, 2000))).decode()}
     first = {"image/png": base64.b64encode(png("teal")).decode()}
-    row = "".join(f"<td>{'wide' * 3} {k}</td>" for k in range(12))
+    row = "".join(f"<td>{'wide' * 3} {k}</td>" for k in range(9))
     cells = [
         new_markdown_cell("# 01 · Made up\n\nWhy.\n\n## You will be able to\n\n- **see** it;\n\n**You need** nothing."),
         new_markdown_cell("## Words\n\n" + " ".join(f"The **word** number {k} of a long text." for k in range(150))),
         new_code_cell(outputs=[
             new_output("display_data", tall, metadata={"image/png": {"alt": "A tall picture."}}),
-            new_output("display_data", {"text/html": f"<table>{'<tr>' + row + '</tr>'}{f'<tr>{row}</tr>' * 30}</table>"}),
+            new_output("display_data", {"text/html": f"<table>{'<tr>' + row + '</tr>'}{f'<tr>{row}</tr>' * 18}</table>"}),
         ]),
         new_markdown_cell("**What you see.** It is said beside the slide.\n\n## Play\n\nMove it."),
         new_code_cell(metadata={"tags": ["widget"]}, outputs=[new_output("display_data", first)]),

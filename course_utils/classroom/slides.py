@@ -34,7 +34,7 @@ PAGES = Path(__file__).parent / "pages"
 PLANS = notebooks.ROOT / "notebooks" / "for_lecturers.md"
 MINUTES = 40, 90
 ROOM = 1180, 590  # pixels below the heading of a slide of 1280 x 720
-LINE, LETTERS = 42, 82  # height of a line of text, and how many letters it holds
+LINE, LETTERS = 42, 82  # height of a line of text, and its letters
 ASK = "Predict", "Play"  # sections that begin with a question to the room
 LIST = r"[-*] |\d+\. "
 DETAILS = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
@@ -117,8 +117,7 @@ def _inline(markdown: str) -> str:
     return re.sub(r"^\s*<p>|</p>\s*$", "", _html(markdown))
 
 
-def _step(answer: str) -> str:
-    """What shows at the next press of a key."""
+def _step(answer: str) -> str:  # shown at the next press of a key
     right = " right" if answer.startswith("Right") else ""
     return f'<div class="fragment answer{right}" data-fragment-index="0">{_inline(answer)}</div>'
 
@@ -135,10 +134,9 @@ def _height(block: str) -> int:
     """About how many pixels a block of Markdown is high."""
     if block.startswith("$$"):
         return 150
-    lines = block.splitlines()
     if block.startswith("|"):
-        return LINE * len(lines)
-    text = (re.sub(r"\\[a-zA-Z]+|[{}$^_*`]", "", line) for line in lines)
+        return LINE * len(block.splitlines())
+    text = (re.sub(r"\\[a-zA-Z]+|[{}$^_*`]", "", line) for line in block.splitlines())
     return 18 + LINE * sum(max(1, math.ceil(len(line) / LETTERS)) for line in text)
 
 
@@ -330,8 +328,7 @@ class Deck:
         size = f'width="{scale * width:.0f}" height="{scale * height:.0f}"'
         self.see(f'<figure><img src="{name}" alt="{html.escape(alt)}" {size}>{caption}</figure>', "figure")
 
-    def see(self, body: str, kind: str) -> None:
-        """A picture or a slider: the text that follows is about it."""
+    def see(self, body: str, kind: str) -> None:  # the text that follows is about it
         self.pictures += 1
         self.seen = self.add(body, kind)
         self.seen.mark = "Take home" if (self.section, self.pictures) == self.take_home else ""
@@ -368,8 +365,7 @@ def _picture(output: nbformat.NotebookNode) -> tuple[bytes, str, str] | None:
 
 def headings(notebook: nbformat.NotebookNode) -> list[str]:
     """The names of all sections and exercises of a notebook, in order."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-    return [name for cell in cells for _, name in HEADING.findall(cell.source)]
+    return [name for c in notebook.cells if c.cell_type == "markdown" for _, name in HEADING.findall(c.source)]
 
 
 def slides_of(
