@@ -114,7 +114,7 @@ def made_up(folder):
         new_markdown_cell("## Words\n\n" + " ".join(f"The **word** number {k} of a long text." for k in range(150))),
         new_code_cell(outputs=[
             new_output("display_data", tall, metadata={"image/png": {"alt": "A tall picture."}}),
-            new_output("display_data", {"text/html": f"<table>{'<tr>' + row + '</tr>'}{f'<tr>{row}</tr>' * 18}</table>"}),
+            new_output("display_data", {"text/html": f"<table>{f'<tr>{row}</tr>' * 19}</table>"}),
         ]),
         new_markdown_cell("**What you see.** It is said beside the slide.\n\n## Play\n\nMove it."),
         new_code_cell(metadata={"tags": ["widget"]}, outputs=[new_output("display_data", first)]),
@@ -143,7 +143,7 @@ def browser():
 
 
 def step_through(browser, path):
-    """From the first slide to the last: (slides seen, sliders moved); nothing is cut off, nothing asked for outside."""
+    """From the first to the last: (slides seen, sliders moved). Nothing is cut off, nothing fetched from outside."""
     page, outside, errors, steps, moved = browser.new_page(viewport={"width": 1280, "height": 720}), [], [], 0, 0
     page.on("request", lambda request: outside.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))

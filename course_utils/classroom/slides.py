@@ -23,8 +23,8 @@ import nbformat
 from nbconvert.filters import markdown2html
 from PIL import Image
 from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
+from pygments.formatters.html import HtmlFormatter
+from pygments.lexers.python import PythonLexer
 
 from ..runtime import digest, located, require, say, write_atomically
 from . import notebooks
@@ -371,11 +371,7 @@ def headings(notebook: nbformat.NotebookNode) -> list[str]:
 def slides_of(
     notebook: nbformat.NotebookNode, plan: Plan, minutes: int, number: str, frames: Sequence[dict] = ()
 ) -> Deck:
-    """The deck of a notebook: title, what the plan shows, a question for the room, "In one breath".
-
-    Raises:
-        ValueError: the plan names what is no heading of the notebook.
-    """
+    """The deck: title, what the plan shows, a question for the room, "In one breath". ValueError: no such heading."""
     require(minutes in plan.shown, "minutes", minutes, " or ".join(map(str, plan.shown)))
     names = headings(notebook)
     for name in plan.shown[minutes]:
@@ -393,8 +389,8 @@ def slides_of(
 
 def _package(name: str) -> Path:
     """The folder of an installed package whose files are only copied."""
-    places = getattr(importlib.util.find_spec(name), "submodule_search_locations", None)
-    require(places, name, "none", "an installed package: python -m pip install -e .[site]")
+    places = getattr(importlib.util.find_spec(name), "submodule_search_locations", None) or [""]
+    require(places[0], name, "none", "an installed package: python -m pip install -e .[site]")
     return Path(places[0])
 
 
@@ -437,8 +433,8 @@ def main(arguments: Sequence[str]) -> int:
     about, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python course.py slides", description=about.partition(": ")[2], epilog=more)
     parser.add_argument("notebook", nargs="+", help="its number, such as 03")
-    parser.add_argument("--minutes", type=int, choices=MINUTES, default=90, help="length of the lesson (default 90)")
-    parser.add_argument("--out", metavar="FOLDER", default="slides", help="by default slides")
+    parser.add_argument("--minutes", type=int, choices=MINUTES, default=90, help="of the lesson (default 90)")
+    parser.add_argument("--out", metavar="FOLDER", default="slides", help="by default slides/")
     options = parser.parse_args(arguments)
     try:
         for name in options.notebook:
