@@ -25,7 +25,10 @@ FLAGS = [
 ]
 PLANS = slides.read_plans()
 STORED = {path.stem[:2]: nbformat.read(path, as_version=4) for path in notebooks.find_notebooks()}
-CUT = """() => [...Reveal.getCurrentSlide().querySelectorAll(':scope > :not(aside), .body *')].filter(part => {
+CUT = """() => [
+    // MathML for screen readers is not to be seen, and has no place of its own
+    ...Reveal.getCurrentSlide().querySelectorAll(':is(h1, h2, .body *):not(mjx-assistive-mml, mjx-assistive-mml *)')
+].filter(part => {
     const {left, top, right, bottom, width} = part.getBoundingClientRect()
     return width && (left < 0 || top < 0 || right > 1280.5 || bottom > 720.5)
 }).map(part => part.outerHTML.slice(0, 100))"""

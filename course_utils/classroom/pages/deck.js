@@ -5,7 +5,7 @@ const LARGEST = {ask: 1.4, table: 1.3, title: 1.2, text: 1.35, code: 1.25, breat
 
 function overflows(slide) {
   const box = slide.getBoundingClientRect(), bottom = box.bottom - 40, right = box.right - 48
-  return [...slide.querySelectorAll(".body *:not(svg *)")].some(part => {
+  return [...slide.querySelectorAll(".body *:not(svg *, mjx-assistive-mml, mjx-assistive-mml *)")].some(part => {
     const inside = part.getBoundingClientRect()
     return inside.width && (inside.bottom > bottom || inside.right > right)
   })
