@@ -3,10 +3,12 @@
     python course.py lab      open the course in JupyterLab
     python course.py test     prove that everything works: the unit tests and every notebook
     python course.py run      run notebooks from top to bottom and save their outputs: all, or those named (01 03)
+    python course.py site     make the web site in the folder site: every notebook, every slider alive, no kernel
+    python course.py slides   make the slides of the notebooks that are named (01 03)
     python course.py check    say what this machine has, and what to do about what is missing
 
-`lab`, `test` and `run` first install what is missing into the folder .venv beside this file; COURSE_VENV names
-another folder. If the course is installed already for the Python that runs this file (conda, or `pip install -e .`),
+All but `check` first install what is missing into the folder .venv beside this file; COURSE_VENV names another
+folder. If the course is installed already for the Python that runs this file (conda, or `pip install -e .`),
 that Python is used as it is. What follows the command is handed on: `lab --no-browser`, `run 01`.
 """
 
@@ -29,7 +31,7 @@ ROOT = Path(__file__).resolve().parent
 WINDOWS = os.name == "nt"
 OLDEST_PYTHON = (3, 10)
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
-INSTALL = ["-e", ".[test]", "-c", "constraints.txt"]
+INSTALL = ["-e", ".[test,site]", "-c", "constraints.txt"]
 GB = 10**9
 INSTALLED_GB = 6.5 if sys.platform.startswith("linux") else 1.5  # on Linux PyTorch brings the CUDA libraries
 NO_NEWS = '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}\n'
@@ -104,7 +106,7 @@ def numbers(version):
     return [int(number) for number in re.findall(r"\d+", version.split("+")[0])]
 
 
-def installed_here(group=None):
+def installed_here(*groups):
     """Whether somebody installed the course for this Python, from this folder; then it must have all that is needed."""
     if os.environ.get("COURSE_VENV") or Path(sys.prefix) == venv_folder():
         return False
@@ -112,13 +114,13 @@ def installed_here(group=None):
     address = json.loads((course and course.read_text("direct_url.json")) or "{}").get("url", "")
     if not address or Path(url2pathname(urlsplit(address).path)).resolve() != ROOT:
         return False
-    needed = {**required("dependencies"), **(required(group) if group else {})}
+    needed = {name: bound for group in ("dependencies", *groups) for name, bound in required(group).items()}
     found = {name: installed(name) for name in needed}
     lacking = [f"{n}>={b}" for n, b in needed.items() if not found[n] or numbers(found[n].version) < numbers(b)]
     if lacking:
         raise Problem(
-            f"the course is installed for {sys.executable}, but not {', '.join(lacking)}: run `pip install -e .[test]` "
-            "there, or set COURSE_VENV=.venv for an environment that course.py makes itself"
+            f"the course is installed for {sys.executable}, but not {', '.join(lacking)}: run "
+            "`pip install -e .[test,site]` there, or set COURSE_VENV=.venv for an environment that course.py makes"
         )
     return True
 
@@ -183,9 +185,9 @@ def install(venv, uv):
         raise Problem(f"the installation did not finish ({reason}). The same command continues it")
 
 
-def prepare(group=None):
+def prepare(*groups):
     """The environment, installed or repaired where needed."""
-    if installed_here(group):
+    if installed_here(*groups):
         return Path(sys.prefix)
     venv = venv_folder()
     condition = state(venv)
@@ -253,12 +255,20 @@ def lab(extra):
 
 def test(extra):
     side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]  # a notebook stays in one process
-    return start(prepare("test"), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
+    return start(prepare("test", "site"), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
 
 
 def run(extra):
     extra = [str(Path(name).absolute()) if Path(name).is_file() else name for name in extra]  # whose file is it?
     return start(prepare(), "course_utils.classroom.notebooks", *extra, OMP_NUM_THREADS="1")
+
+
+def site(extra):
+    return start(prepare("site"), "course_utils.classroom.site", *extra, OMP_NUM_THREADS="1")
+
+
+def slides(extra):
+    return start(prepare("site"), "course_utils.classroom.slides", *extra, OMP_NUM_THREADS="1")
 
 
 def memory_gb():
@@ -328,7 +338,7 @@ def check(extra):
     return 0
 
 
-COMMANDS = {"lab": lab, "test": test, "run": run, "check": check}
+COMMANDS = {"lab": lab, "test": test, "run": run, "site": site, "slides": slides, "check": check}
 
 
 def main(arguments):

@@ -20,7 +20,7 @@ except ImportError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DEPENDENCIES, TEST_EXTRA = PROJECT["dependencies"], PROJECT["optional-dependencies"]["test"]
+GROUPS = {"dependencies": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -157,7 +157,7 @@ def test_first_installation_is_announced_in_one_line_and_stamped(course, roomy, 
     assert folder == course.ROOT / ".venv" and course.state(folder) == "ready"
     assert len(said) == 1 and str(folder) in said[0] and f"{course.INSTALLED_GB} GB" in said[0]
     (command,) = programs.installing()
-    assert command[-4:] == ["-e", ".[test]", "-c", "constraints.txt"]
+    assert command[-4:] == ["-e", ".[test,site]", "-c", "constraints.txt"]
     assert command[: len(uv) or 1] == (uv or [str(course.venv_python(folder))])
     assert str(course.venv_python(folder)) in command
 
@@ -199,7 +199,7 @@ def elsewhere(course, monkeypatch, tmp_path):
     site.mkdir()
     monkeypatch.setattr(course.sys, "path", [str(course.ROOT), str(site)])
     monkeypatch.setattr(course.sys, "prefix", str(tmp_path / "conda env"))
-    needed = {**course.required("dependencies"), **course.required("test")}
+    needed = {**course.required("dependencies"), **course.required("test"), **course.required("site")}
 
     def install(**versions):
         for name, version in {"longtail_course": "0.1.0", **needed, **versions}.items():
@@ -216,8 +216,8 @@ def elsewhere(course, monkeypatch, tmp_path):
 
 
 def test_lower_bounds_read_by_hand_are_those_of_the_file(course):
-    for group, texts in {"dependencies": DEPENDENCIES, "test": TEST_EXTRA}.items():
-        assert course.required(group) == dict(text.split(">=") for text in texts)
+    for group in ("dependencies", "test", "site"):
+        assert course.required(group) == dict(text.split(">=") for text in GROUPS[group])
 
 
 def test_an_environment_that_has_everything_is_used_as_it_is(course, elsewhere, monkeypatch, tmp_path):
@@ -240,12 +240,15 @@ def test_lab_changes_no_settings_of_an_environment_that_is_not_ours(course, else
     assert started[0][:3] == [sys.executable, "-m", "jupyterlab"] and not (tmp_path / "conda env").exists()
 
 
-@pytest.mark.parametrize("lacks, said", [({"torch": "2.3.1"}, "torch>=2.4"), ({"nbval": None}, "nbval>=0.11")])
+@pytest.mark.parametrize(
+    "lacks, said",
+    [({"torch": "2.3.1"}, "torch>=2.4"), ({"nbval": None}, "nbval>=0.11"), ({"furo": None}, "furo>=2024.8.6")],
+)
 def test_an_environment_that_lacks_something_is_told_in_one_line(course, elsewhere, capsys, lacks, said):
     elsewhere(**lacks)
     told = problem(course, capsys, "test")
-    assert f"but not {said}:" in told and "pip install -e .[test]" in told and "COURSE_VENV" in told
-    if "nbval" in lacks:
+    assert f"but not {said}:" in told and "pip install -e .[test,site]" in told and "COURSE_VENV" in told
+    if "torch" not in lacks:
         assert course.installed_here(), "the course itself can be read without what its tests need"
 
 
@@ -275,7 +278,7 @@ def problem(course, capsys, *arguments):
 def test_unknown_command_in_a_real_call(course):
     done = call(course.ROOT, "lap")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "course.py: unknown command 'lap': there are lab, test, run, check\n"
+    assert done.stderr == "course.py: unknown command 'lap': there are lab, test, run, site, slides, check\n"
 
 
 def test_a_narrow_output_encoding_is_no_problem(course):
@@ -367,8 +370,13 @@ raise SystemExit(7)
 """
 
 
-@pytest.mark.parametrize("command, module", [("test", "pytest.py"), ("run", "course_utils/classroom/notebooks.py")])
-def test_test_and_run_use_the_environment_and_pass_the_exit_code(course, tmp_path, command, module):
+CLASSROOM = [(command, f"course_utils/classroom/{command}.py") for command in ("site", "slides")]
+
+
+@pytest.mark.parametrize(
+    "command, module", [("test", "pytest.py"), ("run", "course_utils/classroom/notebooks.py"), *CLASSROOM]
+)
+def test_commands_use_the_environment_and_pass_the_exit_code(course, tmp_path, command, module):
     folder = make_venv(tmp_path / "환경 v", course)
     for package in ("course_utils", "course_utils/classroom"):
         (course.ROOT / package).mkdir()

@@ -76,7 +76,7 @@ def test_conda_environment_has_the_same_dependencies_and_bounds():
     wanted |= {"python" + PROJECT["requires-python"], "pip"}
     *conda, pip = yaml_file("environment.yml")["dependencies"]
     assert set(conda) == wanted and len(conda) == len(wanted)
-    assert pip == {"pip": ["-e .[test]"]}
+    assert pip == {"pip": ["-e .[test,site]"]}
 
 
 def imported_modules(file):
