@@ -1,4 +1,5 @@
-"""A reader's view: JupyterLab in a headless browser runs a small notebook, and its slider moves the picture.
+"""A reader's view: JupyterLab in a headless browser runs a small notebook; its slider moves the picture, and says so
+where it cannot.
 
 COURSE_BROWSER_NOTEBOOKS=01,06 adds these notebooks in full; COURSE_BROWSER_SHOTS=folder keeps pictures of all of each.
 Skipped where there is no Chromium or Chrome.
@@ -49,21 +50,30 @@ FINISHED = """() => {  // a cell that waits has [*], one that was run [1], one b
     const prompts = [...cells].map(cell => cell.textContent)
     return prompts.some(text => /\\d/.test(text)) && !prompts.some(text => text.includes('*'))
 }"""
-SENTENCE = """box => [...box.children]
-    .filter(child => !child.matches('img') && !child.querySelector('.noUi-handle'))
-    .map(child => child.textContent).join(' ')"""
-WATCH = """(box, timeout) => {  // the time from a key press to the next picture, loaded and decoded
-    const image = box.querySelector('img'), before = image.src
+SENTENCE = "figure => figure.querySelector('.explore-sentence').textContent"
+LINE = "figure => figure.querySelector('.explore-line').textContent"
+WATCH = """(figure, timeout) => {  // the time from a key press to the next picture, loaded and decoded
+    const image = figure.querySelector('img')
     let pressed
     document.addEventListener('keydown', () => { pressed = performance.now() }, {once: true, capture: true})
     window.nextPicture = new Promise((resolve, reject) => {
         setTimeout(() => reject(new Error('no new picture after a key press')), timeout)
-        image.addEventListener('load', async () => {
+        new MutationObserver(async (_, self) => {
+            self.disconnect()
             await image.decode()
-            resolve({milliseconds: performance.now() - pressed, changed: image.src !== before})
-        }, {once: true})
+            resolve(performance.now() - pressed)
+        }).observe(image, {attributeFilter: ['src']})
     })
     window.nextPicture.catch(() => {})
+}"""
+
+
+HOLD = """moves => {  // a key held down repeats faster than pictures can be drawn
+    const input = document.activeElement
+    for (let k = 0; k < moves; k++) {
+        input.value = [1, 2, 3, 2, 5][k % 5]
+        input.dispatchEvent(new Event('input', {bubbles: true}))
+    }
 }"""
 
 
@@ -184,31 +194,48 @@ def run_all(page, nb, folder, address, name, seconds=600):
 
 
 def sliders(page):
-    """The boxes that `explore()` made, each with its picture in place."""
-    boxes = page.locator(".jp-OutputArea-output .widget-vbox:has(> img)").all()
-    for box in boxes:
-        box.scroll_into_view_if_needed()
-        box.evaluate("async box => await box.querySelector('img').decode()")
-    return boxes
+    """The live figures that `explore()` made, each with its picture in place; no still is in sight."""
+    figures = page.locator(".jp-OutputArea-output figure.explore[data-ready]").all()
+    for figure in figures:
+        figure.scroll_into_view_if_needed()
+        figure.evaluate("async figure => await figure.querySelector('img').decode()")
+    assert not any(still.is_visible() for still in page.locator(".explore-still").all())
+    return figures
 
 
-def press(page, box, control, key, timeout=20_000):
-    """Milliseconds from the first key to the decoded picture."""
-    box.evaluate(WATCH, timeout)
+def press(page, figure, control, key, timeout=20_000):
+    """Milliseconds from the key to the decoded picture."""
+    figure.evaluate(WATCH, timeout)
     control.press(key)
-    answer = page.evaluate("window.nextPicture")
-    assert answer["changed"], "the picture was loaded anew, but is the same"
-    return answer["milliseconds"]
+    return page.evaluate("window.nextPicture")
 
 
-def move(page, box, handle, moves):
+def move(page, figure, control, moves):
     """Press the right arrow until the end of the slider, then the left one, and so on."""
     key, milliseconds = "ArrowRight", []
     for _ in range(moves):
-        now, lowest, highest = (float(handle.get_attribute(f"aria-value{name}")) for name in ("now", "min", "max"))
-        key = "ArrowRight" if now <= lowest else "ArrowLeft" if now >= highest else key
-        milliseconds.append(press(page, box, handle, key))
+        now, highest = int(control.input_value()), int(control.get_attribute("max"))
+        key = "ArrowRight" if now == 0 else "ArrowLeft" if now == highest else key
+        milliseconds.append(press(page, figure, control, key))
     return milliseconds
+
+
+def until(figure, what, text, seconds=30):
+    """Wait until the sentence or the line of a figure has `text` in it; "" means that it is empty."""
+    end, seen = time.monotonic() + seconds, None
+    while time.monotonic() < end:
+        seen = figure.evaluate(what)
+        if text in seen if text else not seen:
+            return seen
+        time.sleep(0.05)
+    raise AssertionError(f"wanted {text!r}, there is {seen!r}")
+
+
+def serious(page, selector):
+    """What axe-core finds there that keeps people out, in words."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page, context=selector).response["violations"]
+    return [violation["help"] for violation in found if violation["impact"] in ("serious", "critical")]
 
 
 def keep_pictures(page, name):
@@ -269,16 +296,16 @@ def test_a_notebook_runs_and_its_sliders_move_pictures(lab, page, record_propert
     widgets = sum("widget" in cell.metadata.get("tags", []) for cell in nb.cells)
     seconds = run_all(page, nb, folder, address, path.name)
     record_property("note", f"{path.stem} in the browser: Run All took {seconds:.0f} s")
-    boxes = sliders(page)
-    assert len(boxes) == widgets > 0
-    for k, box in enumerate(boxes, 1):
-        handles = box.locator(".noUi-handle").all()
-        assert handles, "no slider"
-        for handle in handles:
-            before = box.evaluate(SENTENCE)
-            move(page, box, handle, 1)
-            assert box.evaluate(SENTENCE) != before, "the sentence stays"
-        times = move(page, box, handles[-1], MOVES)
+    found = sliders(page)
+    assert len(found) == widgets > 0
+    for k, figure in enumerate(found, 1):
+        controls = figure.locator("input").all()
+        assert controls, "no slider"
+        for control in controls:
+            before = figure.evaluate(SENTENCE)
+            move(page, figure, control, 1)
+            assert figure.evaluate(SENTENCE) != before, "the sentence stays"
+        times = move(page, figure, controls[-1], MOVES)
         median, spread = statistics.median(times), f"{min(times):.0f} to {max(times):.0f}"
         record_property("note", f"slider {k}, key to picture: median {median:.0f} ms of {MOVES} moves ({spread})")
     keep_pictures(page, path.stem)
@@ -286,14 +313,119 @@ def test_a_notebook_runs_and_its_sliders_move_pictures(lab, page, record_propert
     assert [url for url in page.asked if not is_here(url)] == []
 
 
-# ---- the checks above do fail --------------------------------------------------------------------------------------
+# ---- the kernel is slow, busy, new or gone -------------------------------------------------------------------------
 
 PICTURE = """
+import time
+from course_utils.classroom.widgets import explore
+drawn = 0
+def picture(figure):
+    (line,) = figure.subplots().plot([0, 1], [0, 1])
+    def update(height, color="red"):
+        global drawn
+        drawn += 1
+        line.set(ydata=[0, 1 / (7 - height)], color=color)
+        time.sleep(4 if height == 5 else 0)
+        return f"Height {height}, {color}."
+    return update
+explore(picture, height=range(1, 8), color=["red", "blue"])
+"""
+
+
+def stands(page, name):
+    """Picture, sentence and line as a reader sees them where no slider is alive."""
+    still = page.locator(".explore-still")
+    still.wait_for(timeout=60_000)
+    still.scroll_into_view_if_needed()
+    keep_pictures(page, name)
+    assert still.locator("img").evaluate("async image => { await image.decode(); return image.naturalWidth }") > 300
+    assert still.evaluate(LINE) == "Run this cell to move the sliders." and still.locator("input").count() == 0
+    assert "widget" not in page.locator(".jp-OutputArea:has(.explore-still)").inner_text()
+    return still.evaluate(SENTENCE)
+
+
+def test_a_slider_says_what_is_true_while_its_kernel_lives(lab, page, record_property):
+    folder, address = lab
+    cells = [PICTURE, "print('drawn', drawn)"]
+    run_all(
+        page, new_notebook(cells=[new_code_cell(source.strip()) for source in cells]), folder, address, "true.ipynb"
+    )
+    (figure,) = sliders(page)
+    height, color = figure.locator("input").all()
+    assert page.get_by_role("slider", name="height").count() == 1
+    assert serious(page, "figure.explore[data-ready]") == []
+    top = figure.locator("img").bounding_box()["y"]
+    press(page, figure, color, "ArrowRight")
+    assert color.get_attribute("aria-valuetext") == "blue" and figure.locator("output").all_inner_texts() == [
+        "1",
+        "blue",
+    ]
+    assert figure.locator("img").get_attribute("alt") == figure.evaluate(SENTENCE) == "Height 1, blue."
+
+    height.focus()  # a key held down: the latest position wins
+    page.evaluate(HOLD, 40)
+    until(figure, SENTENCE, "Height 6, blue.")
+    page.wait_for_timeout(500)
+    assert figure.evaluate(SENTENCE) == "Height 6, blue." and figure.get_attribute("data-waiting") is None
+
+    height.press("ArrowRight")  # there the picture fails
+    assert "ZeroDivisionError" in until(figure, LINE, "so the one before stays: ")
+    assert figure.evaluate(SENTENCE) == "Height 6, blue." and figure.get_attribute("data-waiting") is not None
+    height.press("ArrowLeft")
+    until(figure, LINE, "")
+
+    height.press("ArrowLeft")  # there it takes four seconds
+    until(figure, LINE, "The kernel is busy or gone", 3)
+    keep_pictures(page, "busy")
+    assert figure.evaluate(SENTENCE) == "Height 6, blue." and figure.get_attribute("data-waiting") is not None
+    until(figure, LINE, "")
+    assert figure.evaluate(SENTENCE) == "Height 5, blue." and figure.locator("img").bounding_box()["y"] == top
+    page.locator(".jp-CodeCell .cm-content").nth(1).click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function(FINISHED)
+    drawn = int(page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea-output").inner_text().split()[1])
+    record_property("note", f"a key held for 40 moves: {drawn} pictures drawn in all")
+    assert drawn < 40
+
+
+def test_picture_and_sentence_outlive_the_kernel(lab, page):
+    folder, address = lab
+    run_all(page, new_notebook(cells=[new_code_cell(PICTURE.strip())]), folder, address, "outlive.ipynb")
+    (figure,) = sliders(page)
+    height, color = figure.locator("input").all()
+    press(page, figure, height, "ArrowRight")
+    page.keyboard.press("Control+s")
+    end = time.monotonic() + 30
+    while "Height 1, red." not in (folder / "outlive.ipynb").read_text("utf-8") and time.monotonic() < end:
+        time.sleep(0.1)
+
+    page.locator(".lm-MenuBar-item", has_text="Kernel").click()
+    page.locator(".lm-Menu-item[data-command='kernelmenu:restart']").click()
+    page.locator(".jp-Dialog .jp-mod-accept").wait_for()
+    print(page.locator(".jp-Dialog").inner_text())
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.wait_for_timeout(6000)
+    height.press("ArrowRight")
+    page.wait_for_timeout(3000)
+    print(figure.evaluate(SENTENCE), figure.evaluate(LINE), page.wrong, page.locator(".jp-Dialog").count())
+    until(figure, LINE, "Run this cell to move the sliders.")
+    assert height.is_disabled() and color.is_disabled() and height.get_attribute("aria-valuetext") == "2"
+    assert figure.evaluate(SENTENCE) == "Height 2, red." and figure.locator("img").is_visible()
+    keep_pictures(page, "restarted")
+
+    page.goto(address("outlive.ipynb"), timeout=120_000)
+    page.get_by_text("| Idle").first.wait_for(timeout=120_000)
+    assert stands(page, "reopened") == "Height 1, red."
+
+
+# ---- the checks above do fail --------------------------------------------------------------------------------------
+
+STUCK = """
 from course_utils.classroom.widgets import explore
 def picture(figure):
     (line,) = figure.subplots().plot([0, 1], [0, 1])
     def update(height):
-        line.set_ydata([0, {1: 1, 2: 2}[height]])
+        line.set_ydata([0, height])
         return "A line."
     return update
 explore(picture, height=[1, 2, 3])
@@ -302,13 +434,16 @@ explore(picture, height=[1, 2, 3])
 
 def test_a_slider_without_answer_is_seen(lab, page):
     folder, address = lab
-    run_all(page, new_notebook(cells=[new_code_cell(PICTURE)]), folder, address, "planted.ipynb")
-    (box,) = sliders(page)
-    handle, before = box.locator(".noUi-handle"), box.evaluate(SENTENCE)
-    assert press(page, box, handle, "ArrowRight") > 0  # from 1 to 2: fine, but the sentence stays
-    assert box.evaluate(SENTENCE) == before == "A line."
+    run_all(page, new_notebook(cells=[new_code_cell(STUCK.strip())]), folder, address, "planted.ipynb")
+    (figure,) = sliders(page)
+    control, before = figure.locator("input"), figure.evaluate(SENTENCE)
+    assert press(page, figure, control, "ArrowRight") > 0  # fine, but the sentence stays
+    assert figure.evaluate(SENTENCE) == before == "A line."
+    with pytest.raises(AssertionError, match="wanted 'busy', there is ''"):
+        until(figure, LINE, "busy", 0.2)
+    figure.evaluate("figure => figure.querySelectorAll('input').forEach(input => { input.disabled = true })")
     with pytest.raises(api.Error, match="no new picture after a key press"):
-        press(page, box, handle, "ArrowRight", timeout=3000)  # the picture fails at 3
+        press(page, figure, control, "ArrowRight", timeout=2000)
 
 
 def test_an_error_in_a_cell_is_seen(lab, page):

@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from course_utils.classroom import notebooks
+from course_utils.classroom.images import reduce_png
 
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.show()"
 SLIDER = "import ipywidgets\nipywidgets.IntSlider(3)"
@@ -51,6 +52,37 @@ def test_outputs_are_written_in_one_clean_run_by_this_interpreter(tmp_path, monk
     assert text.endswith(b"}\n") and b"\r" not in text and "제목".encode() in text
 
 
+EXPLORE = """
+from course_utils.classroom.widgets import explore
+def picture(figure):
+    (line,) = figure.subplots().plot([0, 1])
+    def update(height):
+        line.set_ydata([0, height])
+        return f"Height {height}."
+    return update
+explore(picture, size=(2, 1), height=[1, 2])
+"""
+
+
+def test_outputs_and_frames_are_of_one_run(tmp_path):
+    path = write(tmp_path / "notebooks", EXPLORE, new_markdown_cell("# A"))
+    before, folder = path.read_bytes(), tmp_path / "frames"
+    assert notebooks.with_frames(path, folder=folder, run=False)[1] == [] and not folder.exists()
+    nb, found = notebooks.with_frames(path, folder=folder)
+    assert path.read_bytes() == before, "the notebook itself stays as it was"
+    (output,) = nb.cells[0].outputs
+    assert "Height 1." in output.data["text/html"] and "<style>" not in output.data["text/html"]
+    assert [text for _, text in found[0]["frames"]] == ["Height 1.", "Height 2."]
+    changed = nbformat.read(path, as_version=4)
+    changed.cells[1].source = "# B"
+    nbformat.write(changed, path)
+    nb, found = notebooks.with_frames(path, folder=folder, run=False)  # the text is new, the code is not
+    assert nb.cells[1].source == "# B" and nb.cells[0].outputs and len(found) == 1
+    changed.cells[0].source += "\n"
+    nbformat.write(changed, path)
+    assert notebooks.with_frames(path, folder=folder, run=False)[1] == []
+
+
 @pytest.mark.parametrize("tags", [[], ["raises-exception"]])
 def test_a_cell_that_raises_leaves_the_file_as_it_was(tmp_path, tags):
     path = write(tmp_path, "print(1)", new_code_cell("1 / 0", metadata={"tags": tags}), "print(2)")
@@ -86,16 +118,16 @@ def test_few_colours_survive_exactly_and_many_nearly():
     few = np.repeat(np.array([[[31, 119, 180], [255, 127, 14], [255, 255, 255]]], np.uint8), 20, axis=0)
     many = np.stack(np.meshgrid(np.arange(256), np.arange(256), [128]), axis=-1).reshape(256, 256, 3).astype(np.uint8)
     for array, worst in ((few, 0), (many, 16)):
-        small = Image.open(io.BytesIO(notebooks.reduce_png(png(array, "RGB"))))
+        small = Image.open(io.BytesIO(reduce_png(png(array, "RGB"))))
         assert small.mode == "P"
         assert np.abs(np.asarray(small.convert("RGB")).astype(int) - array).max() <= worst
 
 
 def test_what_is_transparent_becomes_white_and_a_second_reduction_changes_nothing():
     clear = np.zeros((4, 4, 4), np.uint8)
-    once = notebooks.reduce_png(png(clear, "RGBA"))
+    once = reduce_png(png(clear, "RGBA"))
     assert np.asarray(Image.open(io.BytesIO(once)).convert("RGB")).min() == 255
-    assert notebooks.reduce_png(once) == once
+    assert reduce_png(once) == once
 
 
 def test_notebooks_are_found_by_number_name_or_path(tmp_path):

@@ -1,13 +1,13 @@
 """widgets.py: sliders that move a picture, and the sweep that tries every position."""
 
 import io
+import json
 
-import ipywidgets
 import numpy as np
 import pytest
 from PIL import Image
 
-from course_utils.classroom import widgets
+from course_utils.classroom import frames, widgets
 from course_utils.classroom.widgets import Canvas, explore, sweep, without_kernel
 
 SMALL = (2, 1.5)
@@ -72,7 +72,8 @@ def test_a_sweep_reaches_every_combination():
 
         return spy
 
-    assert sweep(picture, size=SMALL, height=[1, 2, 3], color=["red", "blue"]) == 6
+    drawn = sweep(picture, size=SMALL, height=[1, 2, 3], color=["red", "blue"])
+    assert [text for _, text in drawn[:3]] == ["height 1, red", "height 1, blue", "height 2, red"] and len(drawn) == 6
     assert sorted(reached) == [(h, c) for h in (1, 2, 3) for c in ("blue", "red")]
 
 
@@ -119,55 +120,78 @@ def test_a_sweep_finds_what_is_broken(picture, positions, error, message):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What explore() displays: the box of widgets, found by the id in the display data, and the data beside it."""
-    boxes = []
+    """What explore() displays: (live sliders, outputs) of each call."""
+    outputs, made = [], []
 
-    def display(data, metadata, raw):
-        model = data["application/vnd.jupyter.widget-view+json"]["model_id"]
-        box = ipywidgets.widget_serialization["from_json"](f"IPY_MODEL_{model}", None)
-        boxes.append((box, {"output_type": "display_data", "data": data, "metadata": metadata}))
+    class Recorded(widgets.Sliders):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append((self, outputs))
+
+    def display(data, metadata=None, raw=False):
+        outputs.append({"output_type": "display_data", "data": data, "metadata": metadata or {}})
 
     monkeypatch.setattr(widgets, "display", display)
+    monkeypatch.setattr(widgets, "Sliders", Recorded)
     monkeypatch.delenv("COURSE_SWEEP_WIDGETS", raising=False)
-    return boxes
+    monkeypatch.delenv("COURSE_FRAMES", raising=False)
+    return made
 
 
 def test_moving_a_slider_changes_sentence_and_picture(shown):
     explore(bar_picture, size=SMALL, height=[1, 5, 9], color=["red", "blue"])
-    [(box, _)] = shown
-    height, color, sentence, image = box.children
-    assert isinstance(height, ipywidgets.SelectionSlider) and isinstance(color, ipywidgets.SelectionSlider)
-    assert (height.description, color.description) == ("height", "color")
-    assert sentence.value == "height 1, red" and image.value == Canvas(bar_picture, SMALL).draw(height=1)[0]
-    height.value = 9
-    assert sentence.value == "height 9, red"
-    color.value = "blue"
-    assert sentence.value == "height 9, blue"
-    assert np.array_equal(pixels(image.value), pixels(Canvas(bar_picture, SMALL).draw(height=9, color="blue")[0]))
+    [(live, _)] = shown
+    assert live.shown["sentence"] == "height 1, red" and live.shown["places"] == [0, 0]
+    assert live.shown["png"] == Canvas(bar_picture, SMALL).draw(height=1)[0]
+    live.places = [2, 0]
+    assert live.shown["sentence"] == "height 9, red" and live.shown["places"] == [2, 0]
+    live.places = [2, 1]
+    assert live.shown["sentence"] == "height 9, blue"
+    wanted = Canvas(bar_picture, SMALL).draw(height=9, color="blue")[0]
+    assert np.array_equal(pixels(live.shown["png"]), pixels(wanted))
 
 
 def test_explore_reaches_every_position_and_starts_where_it_is_told(shown):
     explore(bar_picture, size=SMALL, start={"height": 5}, height=[1, 5, 9])
-    [(box, _)] = shown
-    slider, sentence, _image = box.children
-    assert sentence.value == "height 5, red"
-    assert list(slider.options) == [1, 5, 9]
-    for value in slider.options:
-        slider.value = value
-        assert sentence.value == f"height {value}, red"
+    [(live, _)] = shown
+    assert live.shown["sentence"] == "height 5, red" and live.places == [1]
+    for place, value in enumerate([1, 5, 9]):
+        live.places = [place]
+        assert live.shown["sentence"] == f"height {value}, red"
+
+
+def test_after_an_error_picture_and_sentence_stay_and_its_text_is_told(shown):
+    explore(broken_at_2, size=SMALL, height=[1, 2, 3])
+    [(live, _)] = shown
+    before = live.shown
+    live.places = [1]
+    assert live.shown == before | {"asked": [1], "error": "ZeroDivisionError: at height 2"}
+    live.places = [2]
+    assert live.shown["sentence"] == "height 3, red" and live.shown["error"] == "" and live.shown["places"] == [2]
+
+
+def test_sliders_have_names_and_speak_values(shown):
+    explore(bar_picture, size=SMALL, start={"height": 5}, height=[1, 5, 9], color=["red", "<b>"])
+    [(live, _)] = shown
+    assert '<figure class="explore"' in live.html and 'aria-label="Sliders: height, color"' in live.html
+    assert (
+        '<label><span>height</span><input type="range" min="0" max="2" step="1" value="1" aria-valuetext="5"'
+        in live.html
+    )
+    assert 'alt="height 5, red"' in live.html and "<b>" not in live.html
 
 
 def test_without_a_kernel_sentence_and_picture_of_the_first_position_remain(shown):
     explore(bar_picture, size=SMALL, start={"height": 5}, height=[1, 5, 9], color=["red", "blue"])
-    [(_, output)] = shown
-    text, picture = without_kernel(output)
-    hint = "Sliders: height, color. Run this cell to move them."
-    assert text["data"] == {
-        "text/html": f"<p>height 5, red<br><em>{hint}</em></p>",
-        "text/plain": f"height 5, red\n{hint}",
-    }
-    assert picture["metadata"] == {"image/png": {"alt": "height 5, red", "width": 200}}
-    assert [*picture["data"]] == ["image/png"] and pixels(picture["data"]["image/png"]).shape == (240, 320, 3)
+    [(_, (still, view))] = shown
+    assert still["data"]["text/html"].startswith("<style>") and without_kernel(view) == []
+    [kept] = without_kernel(still)
+    assert [*kept["data"]] == ["text/html", "image/png", "text/plain"] and "<style>" not in kept["data"]["text/html"]
+    assert kept["data"]["text/plain"] == "height 5, red\nRun this cell to move the sliders."
+    page = kept["data"]["text/html"]
+    assert 'alt="height 5, red"' in page and widgets.HINT in page and "<input" not in page and "<script" not in page
+    assert kept["metadata"] == {"image/png": {"alt": "height 5, red", "width": 200}}
+    assert pixels(kept["data"]["image/png"]).shape == (240, 320, 3)
     other = {"output_type": "stream", "name": "stdout", "text": "hello"}
     assert without_kernel(other) == [other]
 
@@ -179,6 +203,37 @@ def test_in_the_tests_explore_sweeps_and_then_shows_the_sliders(shown, monkeypat
     assert log.read_text() == "6\n" and capsys.readouterr().out == "" and len(shown) == 1
     with pytest.raises(ZeroDivisionError):
         explore(broken_at_2, size=SMALL, height=[1, 2])
+
+
+# ---- frames --------------------------------------------------------------------------------------------------------
+
+
+def blind_at_5(figure):
+    """The same picture at 5 and 9."""
+    bar = bar_picture(figure)
+    return lambda height: bar(height=min(height, 5))
+
+
+def test_frames_hold_every_position_and_equal_pictures_once(shown, monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_FRAMES", str(tmp_path))
+    monkeypatch.setattr(widgets, "calls", iter([0, 1]))
+    explore(bar_picture, size=SMALL, start={"color": "blue"}, height=[1, 5, 9], color=["red", "blue"])
+    explore(blind_at_5, size=SMALL, height=[1, 5, 9])
+    first, second = frames.read(tmp_path)
+    assert first["folder"] == tmp_path / "0" and first["size"] == [200, 150] and first["start"] == [0, 1]
+    assert first["names"] == ["height", "color"] and first["values"] == [["1", "5", "9"], ["red", "blue"]]
+    assert [text for _, text in first["frames"]] == [f"height {h}, {c}" for h in (1, 5, 9) for c in ("red", "blue")]
+    wanted = Canvas(bar_picture, SMALL).draw(height=9, color="red")[0]
+    assert np.array_equal(pixels((tmp_path / "0" / first["frames"][4][0]).read_bytes()), pixels(wanted))
+    assert [file for file, _ in second["frames"]] == ["0.webp", "1.webp", "1.webp"]
+    page = frames.figure_html(first, "_static/x/")
+    assert 'src="_static/x/1.webp"' in page and 'alt="height 1, blue"' in page and "data-frames" in page
+    (tmp_path / "1" / "1.webp").unlink()
+    with pytest.raises(ValueError, match="a missing picture"):
+        frames.read(tmp_path)
+    (tmp_path / "1" / "index.json").write_text(json.dumps({"names": []}))
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        frames.read(tmp_path)
 
 
 @pytest.mark.parametrize("positions", [{}, {"height": [1]}, {"height": [1, 2], "color": ["red"]}])

@@ -89,11 +89,12 @@ def markup(
         sentence: what the picture shows.
         line: what else is true, such as "Run this cell to move the sliders.".
         data: what explore.js reads; its sliders are hidden until then if `kind` is "data-frames".
-        kind: an attribute of the figure.
+        kind: an attribute of the figure. Without `data` it has the class explore-still.
     """
     named = ", ".join(name.replace("_", " ") for name in index["names"])
     width, height = index["size"]
-    parts = [f'<figure class="explore" {kind} role="group" aria-label="Sliders: {html.escape(named)}">']
+    name = "explore" if data is not None else "explore explore-still"
+    parts = [f'<figure class="{name}" {kind} role="group" aria-label="Sliders: {html.escape(named)}">']
     if data is not None:
         rows = "".join(map(_slider, index["names"], index["values"], index["start"]))
         parts.append(f'<div class="explore-controls"{" hidden" * (kind == "data-frames")}>{rows}</div>')

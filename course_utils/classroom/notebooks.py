@@ -82,10 +82,12 @@ def execute(
     for cell in code_cells:
         cell.outputs, cell.execution_count = [], None
     variables = os.environ | {"COURSE_QUIET": "1"}  # no half-filled progress bars in the outputs
-    variables.pop("COURSE_FRAMES", None)
+    for name, folder in {"COURSE_FRAMES": frames, "COURSE_README": None if out else path.parent}.items():
+        variables.pop(name, None)
+        if folder:
+            variables[name] = str(folder.resolve())
     if frames:
         shutil.rmtree(frames, ignore_errors=True)
-        variables["COURSE_FRAMES"] = str(frames.resolve())
     NotebookClient(
         notebook,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
@@ -107,8 +109,6 @@ def execute(
             if png:
                 small = reduce_png(base64.b64decode(png))
                 output.data["image/png"] = base64.b64encode(small).decode("ascii")
-                if not out and "readme-figure" in cell.metadata.get("tags", []):  # the picture that README.md shows
-                    write_atomically(path.parent / "readme_figure.png", lambda file, small=small: file.write(small))
     text = nbformat.writes(notebook) + "\n"
     for place in {out or path, frames / "notebook.ipynb" if frames else out or path}:
         write_atomically(place, lambda file: file.write(text.encode("utf-8")))

@@ -41,10 +41,10 @@ Picture = Callable[[Figure], Callable[..., str]]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HINT = "Run this cell to move the sliders."
 # JupyterLab: the still goes while live sliders stand behind it, and a view without a model says nothing.
-STYLE = f"""<style>
+STYLE = """<style>
 .jp-OutputArea-child:has(.explore-still):has(+ .jp-OutputArea-child [data-ready]),
-.jp-OutputArea-child:has(.explore-still) + .jp-OutputArea-child:has([data-mime-type="{WIDGET_VIEW}"]):not(:has(img))
-{{ display: none }}
+.jp-OutputArea-child:has(.explore-still) + .jp-OutputArea-child > .lm-Panel.jp-OutputArea-output:not(:has(*))
+{ display: none }
 </style>
 """
 calls = itertools.count()  # of explore() in this kernel, for the folders of frames
@@ -141,7 +141,7 @@ def explore(
     canvas = Canvas(picture, size)
     png, sentence = canvas.draw(**{name: values[k] for (name, values), k in zip(settings.items(), places, strict=True)})
     small = reduce_png(png)
-    still = frames.markup(index, webp_address(small), sentence, line=HINT, kind="explore-still")
+    still = frames.markup(index, webp_address(small), sentence, line=HINT)
     shown = {"places": places, "asked": places, "sentence": sentence, "png": png, "error": ""}
     html = frames.markup(index, webp_address(small), sentence, data={"values": index["values"]})
     live = Sliders(canvas, settings, html=html, places=places, shown=shown)

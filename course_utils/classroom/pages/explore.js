@@ -18,6 +18,19 @@ const explorer = (() => {
         })
         const places = () => inputs.map(input => +input.value)
         inputs.forEach(input => input.addEventListener("input", () => { read(); moved(places()) }))
+        // Notebook and slides take arrow keys for themselves, so the sliders answer keys on their own.
+        const step = {ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5,
+                      Home: -Infinity, End: Infinity}
+        figure.addEventListener("keydown", event => {
+            const input = event.target
+            if (!(event.key in step) || !inputs.includes(input) || event.ctrlKey || event.metaKey || event.altKey) return
+            event.preventDefault()
+            event.stopPropagation()
+            const place = Math.min(Math.max(+input.value + step[event.key], 0), +input.max)
+            if (place === +input.value) return
+            input.value = place
+            input.dispatchEvent(new Event("input", {bubbles: true}))
+        })
         return {
             inputs, places,
             place: wanted => { inputs.forEach((input, k) => { input.value = wanted[k] }); read() },
@@ -25,7 +38,8 @@ const explorer = (() => {
             wait: yes => { figure.toggleAttribute("data-waiting", yes) },
             show: (url, text) => {
                 image.src = url
-                image.alt = sentence.textContent = text
+                image.alt = text
+                if (sentence.textContent !== text) sentence.textContent = text
                 sentence.style.minHeight = `${sentence.offsetHeight}px`  // it grows and never shrinks: nothing jumps
             },
         }
