@@ -397,15 +397,13 @@ def slides_of(
 
 def _package(name: str) -> Path:
     """The folder of an installed package whose files are only copied."""
-    found = importlib.util.find_spec(name)
-    advice = "an installed package: python -m pip install -e .[site]"
-    require(found and found.submodule_search_locations, name, "none", advice)
-    assert found and found.submodule_search_locations
-    return Path(next(iter(found.submodule_search_locations)))
+    places = getattr(importlib.util.find_spec(name), "submodule_search_locations", None)
+    require(places, name, "none", "an installed package: python -m pip install -e .[site]")
+    return Path(places[0])
 
 
 def machinery() -> dict[str, bytes | Path]:
-    """What every deck needs beside it: name there -> file here."""
+    """What every deck needs beside it: name there -> file here. ValueError: the extra [site] is not installed."""
     reveal = _package("sphinx_revealjs") / "_static" / "revealjs"
     parts = "LICENSE", "dist/reveal.css", "dist/reveal.js", "plugin/notes/notes.js"
     files: dict[str, bytes | Path] = {f"reveal/{part}": reveal / part for part in parts}

@@ -1,7 +1,7 @@
 // A deck: formulas are set, every slide is made to fit, then reveal.js shows the first one. Nothing is fetched.
 
 // Letters start large and shrink until the slide fits; below LINES, tables and code may also break their lines.
-const LARGEST = {ask: 1.4, table: 1.3, title: 1.2, text: 1.15, breath: 1.15, question: 1.15}, SMALLEST = 0.4, LINES = 0.72
+const LARGEST = {ask: 1.4, table: 1.3, title: 1.2, text: 1.35, code: 1.25, breath: 1.25, question: 1.15}, SMALLEST = 0.4, LINES = 0.72
 
 function overflows(slide) {
   const box = slide.getBoundingClientRect(), bottom = box.bottom - 40, right = box.right - 48
