@@ -72,7 +72,7 @@ SETTINGS = {
     "html_copy_source": False,
     "html_use_index": False,
 }
-Taken = tuple[str, nbformat.NotebookNode, Sequence[Mapping]]  # name, notebook, one index of frames for each slider
+Taken = tuple[str, nbformat.NotebookNode, Sequence[dict]]  # name, notebook, one index of frames for each slider
 
 
 def take(still: bool = False) -> list[Taken]:
@@ -106,7 +106,7 @@ def build(out: Path, notebooks: Sequence[Taken]) -> dict[str, int]:
 def _write_sources(source: Path, notebooks: Sequence[Taken], out: Path) -> None:
     static = source / "_static"
     (static / "mathjax").mkdir(parents=True)
-    shutil.copy(slides.machinery()["mathjax/tex-svg-full.js"], static / "mathjax")
+    shutil.copy(str(slides.machinery()["mathjax/tex-svg-full.js"]), static / "mathjax")
     for name in ("course.css", "explore.css", "explore.js", "site.css", "site.js", "favicon.svg"):
         shutil.copy(PAGES / name, static)
     for name in AS_FILES:
