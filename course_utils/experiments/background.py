@@ -167,7 +167,7 @@ def lowest_priority() -> None:
         psutil.Process().nice(vars(psutil)["IDLE_PRIORITY_CLASS"])
 
 
-def start(folder: Path, arguments: Sequence[str]) -> str:
+def start(folder: Path, arguments: Sequence[str], program: Sequence[str] = ("-m", "course_utils")) -> str:
     """`python -m course_utils ARGUMENTS --detached`, which stays when this process and its terminal end.
 
     Raises:
@@ -176,7 +176,7 @@ def start(folder: Path, arguments: Sequence[str]) -> str:
     with alone_in(folder):  # says now what that process would say in its log
         pass
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "course_utils", *arguments, "--detached"]
+    command = [sys.executable, *program, *arguments, "--detached"]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COURSE_QUIET": "1"}
     windows = ("CREATE_NEW_PROCESS_GROUP", "DETACHED_PROCESS", "IDLE_PRIORITY_CLASS")
     flags = sum(getattr(subprocess, name, 0) for name in windows)
@@ -201,7 +201,8 @@ def start(folder: Path, arguments: Sequence[str]) -> str:
     said = (folder / LOG).read_bytes()[begin:].decode("utf-8", "replace").splitlines()[1:]
     if child.poll() is not None:
         text = "\n".join(said) or f"the run ended with code {child.returncode}"
-        require(child.returncode == 0, "background", text.removeprefix("error: "), "a run that begins")
+        if child.returncode:
+            raise ValueError(text.removeprefix("error: "))
         return text
     child.returncode = 0  # it is left to itself
     command = "python -m course_utils experiments"
