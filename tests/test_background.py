@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_named(stopped):
 
 
 def test_the_lowest_priority_is_that():
-    code = "import os; from course_utils.experiments.background import *; lowest_priority(); print(psutil.Process().nice())"
+    code = "from course_utils.experiments.background import *; lowest_priority(); print(psutil.Process().nice())"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, start_new_session=True
     )
