@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
+from ..photo_sets import PUBLISHED
 from ..runtime import located, require, say
 from . import background
+from .large import LARGE, PHOTO_AUGMENTATIONS, PHOTO_NETWORKS, missing
 from .studies import CHOICES, STUDIES, WITH_VALIDATION, Study, has_validation
 from .tables import TABLES, Table
 
 RUNS = Path("runs")
+ALL = STUDIES | LARGE
 EXAMPLES = """\
 examples:
   python -m course_utils experiments run letters
@@ -40,7 +43,7 @@ METAVARS = {"seeds": "N|A,B,...", "methods": "A,B,...", "features": "NAME", "sha
 WORDS = {
     "seeds": "how many seeds, or which ones",
     "methods": "some of the experiment's methods; they run in this order, all of them with one seed after the other",
-    "size": "side to which a folder's images are scaled",
+    "size": "side to which a folder's images or photographs are scaled",
     "max_count": "images of the largest class",
     "ratio": "largest class divided by smallest",
     "validation": "images of each class for choices, where the data have no such split",
@@ -65,6 +68,9 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
     if study.profile == "as it is":
         idle |= dict.fromkeys(("max_count", "ratio"), "the images are taken as they are; --profile cuts a tail")
         idle |= dict.fromkeys(("validation", "validation_from"), "a fifth of each class is set aside")
+    if study.data in PUBLISHED:
+        idle["data"] = "COURSE_DATA names the folder with these photographs"
+        idle |= dict.fromkeys(("validation", "validation_from"), "the data have validation images")
     if study.profile == "english":
         idle["ratio"] = "English text decides the tail"
     if study.profile == "in proportion":
@@ -77,7 +83,7 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
             idle["defer_at"] = "it belongs to the schedule step and to methods with DRW"
     elif study.defer_at == 1:
         idle["factor"] = "with defer_at 1 the learning rate never drops"
-    return idle if folder else idle | {"size": "only a folder's images are scaled"}
+    return idle if folder or study.data in PUBLISHED else idle | {"size": "only a folder's images are scaled"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,12 +108,14 @@ def parser() -> argparse.ArgumentParser:
     both = "where a folder is called like an experiment, write ./NAME for the folder"
     run.add_argument("name", help=f"a named experiment, or {folder}; {both}")
     run.add_argument("--out", type=located, help="where the results go; by default runs/NAME")
+    choices = CHOICES | {"network": (*CHOICES["network"], *PHOTO_NETWORKS)}
+    choices["augment"] = tuple(dict.fromkeys((*CHOICES["augment"], *PHOTO_AUGMENTATIONS)))
     for field in fields(Study):
         if field.name not in ("what", "data"):
             kind = {"seeds": seeds, "methods": methods, "shares": shares}.get(field.name) or KINDS.get(
                 field.type.split()[0], str
             )
-            options: dict[str, Any] = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
+            options: dict[str, Any] = {"choices": choices.get(field.name), "metavar": METAVARS.get(field.name)}
             about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
             run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
     about = "a folder of images in place of the experiment's data, such as an unpacked copy of CIFAR-10"
@@ -150,7 +158,9 @@ def shares(text: str) -> dict[str, float]:
 
 
 def list_text(_options: argparse.Namespace) -> str:
-    lines = [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in STUDIES.items()]
+    lines = [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in ALL.items()]
+    gaps = {name: missing(study.data) for name, study in LARGE.items()}
+    lines += [f"  {name} is not here: {way}" for name, way in gaps.items() if way]
     lines += [f"  {n:18s}{t.what}; {len(list(t.rows()))} trainings" for n, t in TABLES.items()]
     known = [f"  {name:26s}{method.what} (notebook {method.notebook})" for name, method in METHODS.items()]
     return "\n".join(["experiments:", *lines, "", "methods:", *known])
@@ -158,8 +168,8 @@ def list_text(_options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> str:
     name, source = options.name, options.data
-    if name not in STUDIES and name not in TABLES:
-        allowed = f"{', '.join([*STUDIES, *TABLES])}, or a folder of images"
+    if name not in ALL and name not in TABLES:
+        allowed = f"{', '.join([*ALL, *TABLES])}, or a folder of images"
         require(located(name).is_dir(), "name", repr(name), allowed)
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")
@@ -172,7 +182,7 @@ def run(options: argparse.Namespace) -> str:
     if options.jobs is not None and options.cluster is not None:
         raise ValueError("--jobs: allowed only without --cluster, whose workers are as many as they are")
     chosen = {f.name: getattr(options, f.name) for f in fields(Study) if getattr(options, f.name, None) is not None}
-    study: Study | Table = TABLES[name] if name in TABLES else STUDIES[name]
+    study: Study | Table = TABLES[name] if name in TABLES else ALL[name]
     folder = None if source is None else located(source)
     if isinstance(study, Study):
         if folder is not None and folder.is_dir():

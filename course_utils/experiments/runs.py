@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS, trainings_of
+from ..photo_sets import PUBLISHED
 from ..runtime import digest, located, require, write_atomically
 from .background import PLAN, myself
 from .cells import Cell, read_cell, read_json, run_cells, write_json
+from .large import check_large
 from .studies import Study, files_of, images_of, run_cell
 from .tables import TABLES, Table, table_cell
 from .workers import on_cluster
@@ -54,6 +56,9 @@ def run_study(
     folder, settings = located(folder), study.settings()
     for key, value in settings.items():
         require(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
+    if isinstance(study, Study) and study.data in PUBLISHED:
+        check_large(study)
+        require(source is None, "data", repr(source), f"no folder: COURSE_DATA names the one with {study.data}")
     if source is not None:
         here = located(source).is_dir() or cluster is not None  # else it is on the workers
         require(here, "data", repr(str(source)), "a folder of images")

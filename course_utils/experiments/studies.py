@@ -38,6 +38,8 @@ from ..machinery.picture_files import pictures_of, splits_of
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import best_temperature, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
 from ..networks import NETWORKS
+from ..photo_sets import PUBLISHED
+from ..photos import Photos
 from ..runtime import choose_device, digest, located, require
 from ..texts import TEXT_NETWORKS, LabeledTexts, known_words, load_texts, word_dropout
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
@@ -243,6 +245,11 @@ def load_splits(
     are rounded, and one image at least stays in training: a class of 2 images or fewer has none for choices. Such a
     class does not count in them.
     """
+    if settings["data"] in PUBLISHED:
+        from .large import large_splits  # which imports this file
+
+        require(source is None, "data", repr(source), f"no folder: COURSE_DATA names the one with {settings['data']}")
+        return large_splits(settings, seed)
     folder = None if source is None else located(source)
     if folder is not None:
         require(folder.is_dir(), "data", f"{source!r}, which is not here", "a folder of images")
@@ -276,7 +283,7 @@ def load_splits(
         ways = "; --profile 'as it is' and a folder called validation set none aside" if folder else ""
         require(1 <= settings["validation"] <= most, "validation", settings["validation"], allowed + ways)
         train, validation = set_aside(train, settings["validation"], seed=seed)
-    if wanted := _counts(settings, train):
+    if wanted := profile_counts(settings, train):
         counts = [min(pair) for pair in zip(wanted, train.counts.tolist(), strict=True)]
         asked, have = (max(some) / min(some) for some in (wanted, counts))
         if abs(have / asked - 1) > 0.05:  # 2 % for CIFAR, whose largest class has lost those set aside
@@ -295,7 +302,7 @@ def has_validation(folder: Path) -> bool:
     return folder.is_dir() and "validation" in splits_of(folder)  # it may be on the workers of a cluster alone
 
 
-def _counts(settings: dict[str, Any], train: Labeled) -> list[int] | None:
+def profile_counts(settings: Mapping[str, Any], train: Labeled) -> list[int] | None:
     """What the profile asks for, whether there are so many images or not; None: all there are."""
     profile, most = settings["profile"], settings["max_count"]
     make = {
@@ -390,6 +397,9 @@ def _images_of(
         parts: Any = zip(("train", "validation", "test"), splits, strict=True)
         found = {name: f"{len(part)} photographs, {part.num_classes} classes, {part.digest()}" for name, part in parts}
         return found | {"backbone": f"{features} {loaded(features).fingerprint}"}
+    if data in PUBLISHED:
+        named = zip(("train", "validation", "test"), splits, strict=True)
+        return {name: f"{len(part)} photographs, {part.num_classes} classes, {part.digest()}" for name, part in named}
     return {
         name: f"{len(part)} {part.KIND} of {' x '.join(map(str, part.inputs.shape[1:]))}, {part.num_classes} classes, "
         f"{part.digest()}"
@@ -478,6 +488,10 @@ def run_cell(
 
 def _network(name: str, train: Labeled) -> Any:
     """What makes it, as `methods.Setting` takes it: function of the number of classes."""
+    if isinstance(train, Photos):
+        from .large import network_for
+
+        return network_for(name, train)
     known: dict[str, Any] = TEXT_NETWORKS if isinstance(train, LabeledTexts) else NETWORKS
     require(name in known, "network", repr(name), ", ".join(known))
     return known[name](len(train.vocabulary) if isinstance(train, LabeledTexts) else train.inputs.shape[1:])
@@ -507,6 +521,10 @@ def run_options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
         "schedule": {"cosine": cosine_schedule, "step": step},
         "precision": {"auto": best, "float32": torch.float32, "bfloat16": torch.bfloat16},
     }
+    if settings["data"] in PUBLISHED:
+        from .large import words_for
+
+        words |= words_for(settings)
     settings = {"optimizer": "SGD"} | settings
     for name, allowed in words.items():
         require(settings[name] in allowed, name, repr(settings[name]), ", ".join(allowed))
