@@ -201,7 +201,7 @@ def test_a_stand_in_runs_through_all_methods_to_its_report(here, data, tmp_path,
 
 
 def test_a_network_of_torchvision_trains_and_goes_on(here, tmp_path):
-    study = replace(LARGE["tiny-imagenet-lt"], size=32, max_count=6, ratio=2, epochs=1, batch_size=6, seeds=(0,))
+    study = replace(LARGE["tiny-imagenet-lt"], size=32, max_count=6, ratio=2, epochs=1, batch_size=5, seeds=(0,))
     study = replace(study, methods=("cross-entropy", "NCM"))
     (cell,) = run_study("tiny", study, tmp_path / "a", jobs=1)
     assert run_study("tiny", study, tmp_path / "a", jobs=1) == [cell]
