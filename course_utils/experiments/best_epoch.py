@@ -99,12 +99,15 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def habit_summary(table: Mapping[str, Any]) -> list[dict[str, str]]:
-    """For `figures.show_table()`: one row for each of `PARTS` and method, the means alone."""
+    """For `figures.show_table()`: one row for each of `PARTS` and method, the last epoch and what the habit adds."""
     wanted = [(part, method) for part in PARTS for method in dict.fromkeys(row["method"] for row in table[part])]
     rows = []
     for part, method in wanted:
-        _, *cells = habit_rows(table, part, method)[-1].items()
-        rows.append({"learning rate": PARTS[part], "method": method} | dict(cells))
+        means = habit_rows(table, part, method)[-1]
+        rows.append(
+            {"learning rate": PARTS[part], "method": method, "last epoch": means["last epoch"]}
+            | {f"test minus {o}": means[f"minus {HABITS[o]}"] for o in ("last", "validation")}
+        )
     return rows
 
 

@@ -81,6 +81,14 @@ def read_published(path: Path = FILE) -> list[Published]:
     return found
 
 
+def values(protocol: str, source: str, group: str = "all") -> dict[str, float]:
+    """{method: its number} of one source; the first where there are two."""
+    about(protocol)
+    found = [o for o in reversed(read_published()) if (o.protocol, o.source, o.group) == (protocol, source, group)]
+    require(found, "source, group", f"{source!r}, {group!r}", f"those with numbers for {protocol}")
+    return {one.method: one.value for one in reversed(found)}
+
+
 def protocols_of(settings: Mapping[str, Any]) -> list[str]:
     """The published protocols that a study with these settings follows; none for most."""
     known = _content(FILE)["protocols"]
@@ -120,7 +128,7 @@ def verdict(value: float, ours: Sequence[float]) -> str:
     """
     if abs(mean_and_spread(ours)[0] - value) <= LARGE:
         return "small"
-    if len(ours) > 1:
+    if len(ours) >= 3:  # two seeds have an interval that holds nearly everything
         low, high = paired_interval(ours)
         if low <= value <= high:
             return "explained by seeds"
@@ -129,16 +137,16 @@ def verdict(value: float, ours: Sequence[float]) -> str:
 
 def compared(protocol: str, rows: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[dict[str, str]]:
     """For `figures.show_table()`: the published accuracies over all classes of methods that have cells, and ours."""
-    found = []
-    for one in read_published():
-        if (one.protocol, one.group) == (protocol, "all") and one.method in rows:
-            ours = accuracies(rows[one.method])
-            difference = f"{mean_and_spread(ours)[0] - one.value:+.1f}"
-            found.append(
-                {"method": one.method, "published": f"{one.value:.1f}", "source": one.source, "kind": one.kind}
-                | {"best on test": _said(one.best_on_test), "seeds": _said(one.seeds), OURS: ours_text(ours)}
-                | {"ours minus it": difference, "difference": verdict(one.value, ours)}
-            )
+    there = [o for o in read_published() if (o.protocol, o.group) == (protocol, "all") and o.method in rows]
+    found, order = [], list(rows)
+    for one in sorted(there, key=lambda one: order.index(one.method)):
+        ours = accuracies(rows[one.method])
+        difference = f"{mean_and_spread(ours)[0] - one.value:+.1f} {verdict(one.value, ours)}"
+        found.append(
+            {"method": one.method, "published": f"{one.value:.1f}", "source": one.source, "kind": one.kind}
+            | {"best on test": _said(one.best_on_test), "seeds": _said(one.seeds), OURS: ours_text(ours)}
+            | {"ours minus it": difference}
+        )
     return found
 
 
@@ -174,7 +182,7 @@ def not_the_same(
     ]
     precisions = ", ".join(sorted({cell["precision"] for cell in cells}))
     lines += [f"Network: {settings['network']} in {precisions} here; published: {found['what']}."]
-    lines += dict.fromkeys(f"Recipe of {o.source}: {o.note}." for o in values if o.note)
+    lines += dict.fromkeys(f"{o.source}: {o.note}." for o in values if o.note)
     return lines + list(dict.fromkeys(f"{o.method} of {o.source}: {o.own}." for o in values if o.own))
 
 
@@ -199,8 +207,8 @@ def report_parts(
             parts += [
                 f"## Beside published numbers: {about(protocol)['what']}",
                 f"Accuracy over all classes in %. Kinds: {'; '.join(f'{k}: {v}' for k, v in kinds.items())}. "
-                f"A difference up to {LARGE:g} points is called small; a larger one is explained by seeds if our interval "
-                "holds the published number, and is unexplained else.",
+                f"A difference up to {LARGE:g} points is called small; a larger one is explained by seeds if our "
+                "interval holds the published number, and is unexplained else.",
                 "\n".join(f"| {line} |" for line in lines),
                 *left_out(protocol, rows),
                 "Where a difference must come from (how much each adds was not measured here):",
@@ -264,7 +272,7 @@ def published_table(
     else:
         shown = published_rows(*protocols, groups=groups, methods=methods, their_names=their_names)
         below = [note or f"{'; '.join(about(protocol)['what'] for protocol in protocols)}; in %."]
-    figures.show_table(shown, textwrap.fill(" ".join(filter(None, below)), 88))
+    figures.show_table(shown, textwrap.fill(" ".join(filter(None, below)), 88, break_on_hyphens=False))
 
 
-_NARROW = ("method", "published", "source", OURS, "ours minus it", "difference")  # at most 90 characters wide
+_NARROW = ("method", "published", "source", OURS, "ours minus it")  # at most 90 characters wide
