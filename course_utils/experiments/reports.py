@@ -18,6 +18,7 @@ from ..classroom import figures
 from ..methods import METHODS
 from ..metrics import GROUPS, difference_text, mean_and_spread, paired_differences
 from ..runtime import located, write_atomically
+from . import published
 from .cells import read_json
 from .runs import read_study, read_table
 from .tables import TABLES
@@ -144,6 +145,7 @@ def report_text(
         table_of(" | ".join(["method", *(f"minus {other}" for other in beside)]), differences),
         HOW_TO_READ,
         *more,
+        *published.report_parts(settings, cells, rows),
         "## Budget",
         "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, for "
         "features; features that new heads learned from.",
