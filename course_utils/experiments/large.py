@@ -148,7 +148,7 @@ def large_splits(settings: Mapping[str, Any], seed: int) -> tuple[Labeled, Label
     if way := missing(name):
         raise FileNotFoundError(f"{name} is not here: {way}")
     # on a GPU reading takes longer than computing
-    workers = min(8, joblib.cpu_count() // 2) if choose_device()[0].type == "cuda" else 0
+    workers = 0 if choose_device()[0].type == "cpu" else min(8, joblib.cpu_count() // 2)
     how: dict[str, Any] = {"view": view_of(settings), "workers": workers, "published": EXPECTED}
     parts = {split: load_photos(name, split, **how) for split in EXPECTED[name].counts}
     train, validation, note = parts["train"], parts["validation"], name
