@@ -11,6 +11,7 @@ from course_utils.classroom.pictures.nb07 import weighted
 from course_utils.data import exponential_counts, step_counts
 from course_utils.experiments import best_epoch, published
 from course_utils.experiments.best_epoch import HABIT_METHODS, HABIT_SEEDS, PARTS, habit_cell, habit_summary, habits
+from course_utils.experiments.large import LARGE
 from course_utils.experiments.published import (
     FILE,
     about,
@@ -103,6 +104,13 @@ def test_a_study_follows_a_protocol_if_nothing_that_counts_is_changed():
     follow = {name: protocols_of(study.settings()) for name, study in STUDIES.items()}
     assert {name for name, found in follow.items() if found} == {"cifar10-lt", "cifar100-lt"}
     assert follow["cifar10-lt"] == ["cifar10-lt"] and follow["cifar100-lt"] == ["cifar100-lt"]
+    large = {name: protocols_of(study.settings()) for name, study in LARGE.items()}
+    assert [large[name] for name in ("imagenet-lt", "places-lt", "inaturalist-2018", "tiny-imagenet-lt")] == [
+        ["imagenet-lt, ResNeXt-50"],
+        ["places-lt, ResNet-152"],
+        ["inaturalist-2018, ResNet-50"],
+        [],
+    ]
     study = STUDIES["cifar10-lt"]
     assert protocols_of(replace(study, ratio=10).settings()) == ["cifar10-lt, ratio 10"]
     assert protocols_of(replace(study, profile="step").settings()) == ["cifar10-lt, step"]
