@@ -12,6 +12,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -243,12 +244,20 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror or error}. Is the folder read-only or full?") from error
     finally:
         with contextlib.suppress(OSError):  # there is no such file, or the folder is none
             temporary.unlink()
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    for wait in (0.05, 0.1, 0.2, 0.4, 0.8):
+        with contextlib.suppress(PermissionError):  # Windows, where a file that is being read cannot be replaced
+            return os.replace(temporary, path)
+        time.sleep(wait)
+    os.replace(temporary, path)
 
 
 def digest(*parts: object) -> str:

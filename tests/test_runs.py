@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from course_utils.experiments import runs
+from course_utils.experiments.background import LOCK, PLAN, is_alive, read_who
+from course_utils.experiments.progress import status_text
 from course_utils.experiments.reports import best_on_validation, difference_figure, report_text, rows_of, write_report
 from course_utils.experiments.runs import read_study, run_study
 from course_utils.experiments.studies import Study, images_of, load_splits
@@ -119,9 +121,11 @@ def test_a_damaged_cell_is_named(tmp_path):
 
 NURSERY = """
 import os, sys
+from pathlib import Path
 from dataclasses import replace
 import torch
 torch.set_num_threads(1)
+from course_utils.experiments.background import alone_in
 from course_utils.experiments.runs import run_study
 sys.path.insert(0, sys.argv[2])
 from test_runs import TINY
@@ -129,7 +133,8 @@ print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()  # this process has never computed anything, so it has no threads that a child would miss
     if not child:
-        run_study("tiny", TINY, sys.argv[1], jobs=1)
+        with alone_in(Path(sys.argv[1])):
+            run_study("tiny", TINY, sys.argv[1], jobs=1)
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -161,6 +166,11 @@ def test_a_run_killed_at_ten_random_moments_gives_the_same_report(whole, tmp_pat
             cells = sorted((tmp_path / "cells").glob("*.json"))
             assert all(json.loads(path.read_text())["methods"] for path in cells), "no half file"
             under_way += any((tmp_path / "checkpoints").glob("*.pt"))
+            if (tmp_path / LOCK).is_file():  # else it was killed before its first line
+                assert is_alive(read_who(tmp_path / LOCK)) is False, "the next run takes the lock over"
+            if (tmp_path / "checkpoints" / PLAN).is_file():
+                said = status_text(tmp_path)
+                assert f"{len(cells)} of 9 trainings are finished, 0 under way" in said and "nothing runs" in said
             for path in cells[3:]:  # leave work for the other kills
                 path.unlink()
         print("run", file=nursery.stdin, flush=True)
@@ -171,6 +181,7 @@ def test_a_run_killed_at_ten_random_moments_gives_the_same_report(whole, tmp_pat
         nursery.stdout.close()
         nursery.kill()
         nursery.wait()
+    assert not (tmp_path / LOCK).exists() and not (tmp_path / "checkpoints").exists()
     assert under_way, "some kill came in the middle of a training, which went on from its checkpoint"
     assert report_of(tmp_path) == whole[1]
     for path in (whole[0] / "cells").iterdir():

@@ -1,4 +1,4 @@
-"""`python -m course_utils experiments list | run | report`: long experiments, stopped and taken up at any moment.
+"""`python -m course_utils experiments list | run | status | stop | report`: long runs, which may stop at any moment.
 
 And `python -m course_utils predict MODEL FOLDER`: what a saved model says about pictures.
 """
@@ -13,29 +13,41 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS
+from ..photo_sets import PUBLISHED
 from ..runtime import located, require, say
+from . import background
+from .large import LARGE, PHOTO_AUGMENTATIONS, PHOTO_NETWORKS, missing
 from .studies import CHOICES, STUDIES, WITH_VALIDATION, Study, has_validation
 from .tables import TABLES, Table
 
 RUNS = Path("runs")
+ALL = STUDIES | LARGE
 EXAMPLES = """\
 examples:
   python -m course_utils experiments run letters
   python -m course_utils experiments run letters --seeds 3 --methods "cross-entropy, LDAM + DRW, cRT"
   python -m course_utils experiments run path/to/folder --skip-broken
   python -m course_utils experiments run cifar10-lt --data path/to/folder --jobs 2
+  python -m course_utils experiments run cifar10-lt --data path/to/folder --background --jobs 1
+  python -m course_utils experiments status cifar10-lt
   python -m course_utils experiments run letters --cluster tcp://127.0.0.1:8786
   python -m course_utils experiments report letters
 """
+WATCHING = {
+    "status": "what is finished, under way and missing, and the time left",
+    "stop": "end a run; the same command goes on from there",
+    "report": "tables and figures of what is finished",
+}
 KINDS = {"int": int, "float": float}
 METAVARS = {"seeds": "N|A,B,...", "methods": "A,B,...", "features": "NAME", "shares": "FILE.json"}
 WORDS = {
     "seeds": "how many seeds, or which ones",
-    "methods": "some of the experiment's methods",
-    "size": "side to which a folder's images are scaled",
+    "methods": "some of the experiment's methods; they run in this order, all of them with one seed after the other",
+    "size": "side to which a folder's images or photographs are scaled",
     "max_count": "images of the largest class",
     "ratio": "largest class divided by smallest",
-    "validation": "images of each class set aside for choices, where the data have no such split",
+    "validation": "images of each class for choices, where the data have no such split",
+    "validation_from": "where they come from: set aside before the tail is cut, or unused, what the tail leaves",
     "features": "of a folder: a pretrained backbone such as efficientnet-lite0 whose features stay, or none; by "
     "default efficientnet-lite0 where it is installed and the pictures are larger than 64 pixels",
     "shares": "{class: share} of the place where the model will work, for photographs",
@@ -55,20 +67,23 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
         idle["features"] = "only a folder's pictures have them"
     if study.profile == "as it is":
         idle |= dict.fromkeys(("max_count", "ratio"), "the images are taken as they are; --profile cuts a tail")
-        idle["validation"] = "a fifth of each class is set aside"
+        idle |= dict.fromkeys(("validation", "validation_from"), "a fifth of each class is set aside")
+    if study.data in PUBLISHED:
+        idle["data"] = "COURSE_DATA names the folder with these photographs"
+        idle |= dict.fromkeys(("validation", "validation_from"), "the data have validation images")
     if study.profile == "english":
         idle["ratio"] = "English text decides the tail"
     if study.profile == "in proportion":
         idle["ratio"] = "the data decide the tail"
     if has_validation(folder) if folder else study.data in WITH_VALIDATION:
-        idle["validation"] = "the data have validation images"
+        idle |= dict.fromkeys(("validation", "validation_from"), "the data have validation images")
     if study.schedule == "cosine":
         idle |= dict.fromkeys(("factor", "warmup"), "they belong to the schedule step")
         if not any(name.endswith("DRW") for name in study.methods):
             idle["defer_at"] = "it belongs to the schedule step and to methods with DRW"
     elif study.defer_at == 1:
         idle["factor"] = "with defer_at 1 the learning rate never drops"
-    return idle if folder else idle | {"size": "only a folder's images are scaled"}
+    return idle if folder or study.data in PUBLISHED else idle | {"size": "only a folder's images are scaled"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,8 +99,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=located, help="a CSV file for the answers; by default the screen")
     predict.add_argument("--workers", type=int, default=0, help="processes that read pictures; by default this one")
     predict.add_argument("--skip-broken", action="store_true", help="leave out files that are no readable images")
-    experiments = commands.add_parser("experiments", help="list, run or report experiments", **shown)
-    actions = experiments.add_subparsers(required=True, dest="action", metavar="list|run|report")
+    experiments = commands.add_parser("experiments", help="list, run, watch or report experiments", **shown)
+    actions = experiments.add_subparsers(required=True, dest="action", metavar="list|run|status|stop|report")
     actions.add_parser("list", help="the named experiments and the methods")
     shown["description"] = "Every finished training is one small JSON file, so a run that was stopped goes on."
     run = actions.add_parser("run", help="run an experiment, or what is missing of it", **shown)
@@ -93,12 +108,14 @@ def parser() -> argparse.ArgumentParser:
     both = "where a folder is called like an experiment, write ./NAME for the folder"
     run.add_argument("name", help=f"a named experiment, or {folder}; {both}")
     run.add_argument("--out", type=located, help="where the results go; by default runs/NAME")
+    choices = CHOICES | {"network": (*CHOICES["network"], *PHOTO_NETWORKS)}
+    choices["augment"] = tuple(dict.fromkeys((*CHOICES["augment"], *PHOTO_AUGMENTATIONS)))
     for field in fields(Study):
         if field.name not in ("what", "data"):
             kind = {"seeds": seeds, "methods": methods, "shares": shares}.get(field.name) or KINDS.get(
                 field.type.split()[0], str
             )
-            options: dict[str, Any] = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
+            options: dict[str, Any] = {"choices": choices.get(field.name), "metavar": METAVARS.get(field.name)}
             about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
             run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
     about = "a folder of images in place of the experiment's data, such as an unpacked copy of CIFAR-10"
@@ -106,9 +123,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--skip-broken", action="store_true", help="leave out files that are no readable images")
     run.add_argument("--jobs", type=int, help="processes; by default one for each core")
     run.add_argument("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, instead of processes here")
-    report = actions.add_parser("report", help="tables and figures of what is finished")
-    report.add_argument("name", nargs="?", help="a named experiment; by default all in runs/")
-    report.add_argument("--out", type=located, help="the folder that run wrote to")
+    about = "return at once; the run goes on at lowest priority, and ends with `experiments stop`"
+    run.add_argument("--background", action="store_true", help=about)
+    run.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)  # what --background starts
+    for action, about in WATCHING.items():
+        watching = actions.add_parser(action, help=about)
+        watching.add_argument("name", nargs="?", help="a named experiment; by default all in runs/")
+        watching.add_argument("--out", type=located, help="the folder that run wrote to")
     return top
 
 
@@ -137,18 +158,18 @@ def shares(text: str) -> dict[str, float]:
 
 
 def list_text(_options: argparse.Namespace) -> str:
-    lines = [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in STUDIES.items()]
+    lines = [f"  {n:18s}{s.what}; {len(s.methods)} methods, {len(s.seeds)} seeds" for n, s in ALL.items()]
+    gaps = {name: missing(study.data) for name, study in LARGE.items()}
+    lines += [f"  {name} is not here: {way}" for name, way in gaps.items() if way]
     lines += [f"  {n:18s}{t.what}; {len(list(t.rows()))} trainings" for n, t in TABLES.items()]
     known = [f"  {name:26s}{method.what} (notebook {method.notebook})" for name, method in METHODS.items()]
     return "\n".join(["experiments:", *lines, "", "methods:", *known])
 
 
 def run(options: argparse.Namespace) -> str:
-    from .runs import run_study
-
     name, source = options.name, options.data
-    if name not in STUDIES and name not in TABLES:
-        allowed = f"{', '.join([*STUDIES, *TABLES])}, or a folder of images"
+    if name not in ALL and name not in TABLES:
+        allowed = f"{', '.join([*ALL, *TABLES])}, or a folder of images"
         require(located(name).is_dir(), "name", repr(name), allowed)
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")
@@ -161,7 +182,7 @@ def run(options: argparse.Namespace) -> str:
     if options.jobs is not None and options.cluster is not None:
         raise ValueError("--jobs: allowed only without --cluster, whose workers are as many as they are")
     chosen = {f.name: getattr(options, f.name) for f in fields(Study) if getattr(options, f.name, None) is not None}
-    study: Study | Table = TABLES[name] if name in TABLES else STUDIES[name]
+    study: Study | Table = TABLES[name] if name in TABLES else ALL[name]
     folder = None if source is None else located(source)
     if isinstance(study, Study):
         if folder is not None and folder.is_dir():
@@ -171,6 +192,19 @@ def run(options: argparse.Namespace) -> str:
         require(option not in chosen, option, repr(chosen.get(option)), f"nothing: {why}")
     title = folder.resolve().name or name if name == "folder" and folder else name
     out = options.out or RUNS / title
+    if options.background and not options.detached:
+        return background.start(out, options.arguments)
+    if options.detached:
+        background.lowest_priority()
+    with background.alone_in(out):
+        return _run(name, title, study, out, source, options)
+
+
+def _run(
+    name: str, title: str, study: Study | Table, out: Path, source: str | None, options: argparse.Namespace
+) -> str:
+    from .runs import run_study
+
     how = {name: getattr(options, name) for name in ("jobs", "cluster", "skip_broken")}
     if name == "folder" and source and options.cluster is None and isinstance(study, Study):
         _say_how_long(study, source, out, options)
@@ -215,24 +249,47 @@ def predict(options: argparse.Namespace) -> str:
     return predict_folder(options.model, options.what, *how)
 
 
+def _folders(options: argparse.Namespace, *files: str) -> list[Path]:
+    """Those that are meant: one, or all in runs/ that have one of the files."""
+    if options.name and options.out:
+        raise ValueError("--out: allowed only without a name")
+    if options.name or options.out:
+        return [options.out or RUNS / options.name]
+    folders = sorted({RUNS / path.relative_to(RUNS).parts[0] for file in files for path in RUNS.glob(f"*/{file}")})
+    if not folders:
+        raise ValueError("runs/ holds no experiment; start one with `experiments run NAME`")
+    return folders
+
+
+def status(options: argparse.Namespace) -> str:
+    from .progress import status_text
+
+    return "\n\n".join(
+        map(
+            status_text,
+            _folders(options, "study.json", background.LOCK, background.LOG, f"checkpoints/{background.PLAN}"),
+        )
+    )
+
+
+def stop(options: argparse.Namespace) -> str:
+    return "\n".join(map(background.stop, _folders(options, background.LOCK, "study.json")))
+
+
 def report(options: argparse.Namespace) -> str:
     from .reports import write_report
 
-    if options.name and options.out:
-        raise ValueError("--out: allowed only without a name")
-    folders = sorted(path.parent for path in RUNS.glob("*/study.json"))
-    if options.name or options.out:
-        folders = [options.out or RUNS / options.name]
-    if not folders:
-        raise ValueError("runs/ holds no experiment; start one with `experiments run NAME`")
+    folders = _folders(options, "study.json")
     paths = [write_report(folder) for folder in folders]
     return "\n".join([paths[0].read_text(encoding="utf-8")] if len(paths) == 1 else []) + "\n".join(map(str, paths))
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
+    options.arguments = arguments
+    actions = {"list": list_text, "run": run, "status": status, "stop": stop, "report": report, "predict": predict}
     try:
-        say({"list": list_text, "run": run, "report": report, "predict": predict}[options.action](options))
+        say(actions[options.action](options))
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         say(f"error: {' '.join(str(error).split()) or type(error).__name__}", sys.stderr)
         return 2

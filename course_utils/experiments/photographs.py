@@ -47,6 +47,7 @@ from ..photos import Photos
 from ..runtime import choose_device, digest, keeping_random_state, located, require
 from ..training import fit
 from .cells import plain, read_json, write_json
+from .progress import clock
 from .runs import read_study
 from .studies import Study, load_splits, repeatable, run_options
 
@@ -126,12 +127,6 @@ def estimate(study: Study, source: str, jobs: int, kept: Path, skip_broken: bool
     others = one * trainings / max(1, min(jobs, trainings))
     said.append(f"{trainings} trainings {clock(others)}")
     return f"About {clock(seconds + others)} in all: {', '.join(said)}."
-
-
-def clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 # ---- features of the parts of a study --------------------------------------------------------------------------------

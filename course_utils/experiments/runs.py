@@ -2,12 +2,13 @@
 
 FOLDER/study.json              what was asked for: settings and data, and the methods and seeds of a study
 FOLDER/cells/LDAM-0.json       one training of one seed, written when it is done, all at once
-FOLDER/checkpoints/            trainings under way, if any
+FOLDER/checkpoints/            trainings under way, if any: who computes each, and study.json in the order of this run
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..methods import METHODS, trainings_of
-from ..runtime import digest, located, require
+from ..photo_sets import PUBLISHED
+from ..runtime import digest, located, require, write_atomically
+from .background import PLAN, myself
 from .cells import Cell, read_cell, read_json, run_cells, write_json
+from .large import check_large
 from .studies import Study, files_of, images_of, run_cell
 from .tables import TABLES, Table, table_cell
 from .workers import on_cluster
@@ -38,6 +42,8 @@ def run_study(
 ) -> list[dict[str, Any]]:
     """Run what is missing of `study` in `folder`; return all its cells.
 
+    Every training runs with the first seed, in the order of `study.methods`, then with the second one, and so on.
+
     Args:
         name: of the study, for its report; that of a table is its name in `TABLES`.
         jobs: processes on this machine, as in `run_grid()`. cluster: address of a Dask scheduler, used instead. There
@@ -50,6 +56,9 @@ def run_study(
     folder, settings = located(folder), study.settings()
     for key, value in settings.items():
         require(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
+    if isinstance(study, Study) and study.data in PUBLISHED:
+        check_large(study)
+        require(source is None, "data", repr(source), f"no folder: COURSE_DATA names the one with {study.data}")
     if source is not None:
         here = located(source).is_dir() or cluster is not None  # else it is on the workers
         require(here, "data", repr(str(source)), "a folder of images")
@@ -72,7 +81,7 @@ def run_study(
     how: dict[str, Any] = {"source": source, "skip_broken": skip_broken}
     if "features" in settings and cluster is None:
         how["kept"] = str(folder.resolve() / "features")
-    cells = _cells(folder, asked, checkpoints=None if cluster else checkpoints, **how)
+    cells, plan = cells_of(folder, asked, checkpoints=None if cluster else checkpoints, **how), asked
     if old:  # what earlier runs asked for stays asked for
         read_json(path, settings=settings)
         asked |= {"study": old["study"]} | {k: [*asked[k], *old[k]] for k in ("methods", "seeds") if k in asked}
@@ -85,10 +94,14 @@ def run_study(
         for rest in checkpoints.glob(f"{file.stem}.*.pt"):
             rest.unlink(missing_ok=True)
 
-    found = run_cells(list(cells.values()), unit="training", jobs=jobs, cluster=cluster, each=is_there)
-    with contextlib.suppress(OSError):  # not there, or another run uses it
-        checkpoints.rmdir()
-    return found
+    try:
+        write_json(checkpoints / PLAN, plan)
+        return run_cells(list(cells.values()), unit="training", jobs=jobs, cluster=cluster, each=is_there)
+    finally:
+        with contextlib.suppress(OSError):  # not there, or another run uses it
+            if not any(checkpoints.glob("*.pt")):
+                (checkpoints / PLAN).unlink()
+            checkpoints.rmdir()
 
 
 def _ask(cluster: str | None, function: Callable, *arguments: Any) -> Any:
@@ -99,24 +112,44 @@ def _ask(cluster: str | None, function: Callable, *arguments: Any) -> Any:
         return next(answers)[1]
 
 
-def _cells(folder: Path, asked: dict[str, Any], *, checkpoints: Path | None = None, **how: Any) -> dict[str, Cell]:
-    """{"LDAM, seed 3": its cell} for all that was asked for; `how`: see `run_cell()`."""
+def cells_of(folder: Path, asked: dict[str, Any], *, checkpoints: Path | None = None, **how: Any) -> dict[str, Cell]:
+    """{"LDAM, seed 3": its cell} for all that was asked for, in the order of `run_study()`; `how`: see `run_cell()`."""
     cells, settings = {}, asked["settings"]
     if "methods" not in asked:
         require(asked["study"] in TABLES, "study", repr(asked["study"]), ", ".join(TABLES))
         for part, own in TABLES[asked["study"]].rows():
             name = ", ".join(map(str, (part, *own.values())))
             call = partial(table_cell, asked["study"], part, own, settings.get("images"))
-            cells[name] = Cell(_path(folder, name), {**settings, **own}, call, "result")
+            path = _path(folder, name)
+            cells[name] = Cell(path, {**settings, **own}, _marked(path, call, checkpoints), "result")
         return cells
-    for training, methods in trainings_of(asked["methods"]).items():
-        for seed in asked["seeds"]:
-            path = _path(folder, f"{training}-{seed}")
-            checkpoint = checkpoints and checkpoints / f"{path.stem}.{digest(json.dumps(settings))}"
-            call = partial(run_cell, settings, training, methods, seed, checkpoint=checkpoint, **how)
-            own = {"training": training, "seed": seed}
-            cells[f"{training}, seed {seed}"] = Cell(path, settings, call, "methods", methods, own)
+    place = {name: k for k, name in reversed(list(enumerate(asked["methods"])))}
+    ordered = sorted(trainings_of(asked["methods"]).items(), key=lambda item: min(place[name] for name in item[1]))
+    for seed, (training, methods) in itertools.product(asked["seeds"], ordered):
+        path = _path(folder, f"{training}-{seed}")
+        checkpoint = checkpoints and checkpoints / f"{path.stem}.{digest(json.dumps(settings))}"
+        call = partial(run_cell, settings, training, methods, seed, checkpoint=checkpoint, **how)
+        own = {"training": training, "seed": seed}
+        name, call = f"{training}, seed {seed}", _marked(path, call, checkpoints)
+        cells[name] = Cell(path, settings, call, "methods", methods, own)
     return cells
+
+
+def _marked(cell: Path, call: partial, checkpoints: Path | None) -> partial:
+    return call if checkpoints is None else partial(_under_way, mark_of(cell), call)
+
+
+def mark_of(cell: Path) -> Path:
+    """The file that says who computes a cell, while somebody does."""
+    return cell.parents[1] / "checkpoints" / cell.name
+
+
+def _under_way(mark: Path, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    write_atomically(mark, lambda file: file.write(json.dumps(myself()).encode()))
+    try:
+        return call()
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def _path(folder: Path, name: str) -> Path:
@@ -129,7 +162,7 @@ def read_study(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     if not (folder / "study.json").is_file():
         raise ValueError(f"{folder} holds no experiment (study.json); run one with --out {folder}")
     asked = read_json(folder / "study.json")
-    found = {name: read_cell(cell) for name, cell in _cells(folder, asked).items()}
+    found = {name: read_cell(cell) for name, cell in cells_of(folder, asked).items()}
     return asked, [c for c in found.values() if c is not None], [name for name, c in found.items() if c is None]
 
 

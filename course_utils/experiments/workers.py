@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import joblib
+import psutil
 import torch
 from joblib.externals.loky import get_reusable_executor
 
@@ -32,7 +36,8 @@ def jobs_or_default(jobs: int | None) -> int:
 def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int) -> Generator:
     """(key, function(*calls[key])) for every key, as they come, in `jobs` processes.
 
-    Starting a process takes seconds, so this one works too: jobs - 1 others. After an error nothing new is started.
+    Starting a process takes seconds, so this one works too: jobs - 1 others. After an error nothing new is started;
+    where nobody waits for the results any longer, and when this process dies, the others end at once.
     """
     waiting, done = deque((key, function, arguments) for key, arguments in calls.items()), queue.SimpleQueue()
     jobs = min(jobs, len(calls))
@@ -59,6 +64,11 @@ def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs:
             with _naming_the_way_out((BrokenExecutor,)):  # an OSError here is the function's own
                 result = _next(done).result()
             yield result
+    except (KeyboardInterrupt, GeneratorExit):
+        if executor is not None:
+            waiting.clear()
+            executor.shutdown(wait=True, kill_workers=True)
+        raise
     finally:
         waiting.clear()
 
@@ -82,9 +92,24 @@ def _next(done: queue.SimpleQueue):
 
 
 def _in_another_process(key: Any, function: Callable, arguments: tuple) -> tuple[Any, Any]:
+    _end_with_parent()
     torch.set_num_threads(1)
     os.environ["COURSE_QUIET"] = "1"  # one bar for the grid, none for each run
     return key, function(*arguments)
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """A process whose parent was killed would go on for hours, beside the next run."""
+    parent = psutil.Process().parent()
+
+    def watch():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while parent is not None and parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_this_process(key: Any, function: Callable, arguments: tuple, *, alone: bool) -> tuple[Any, Any]:
