@@ -13,6 +13,7 @@ from course_utils.data import exponential_counts
 from course_utils.experiments import large
 from course_utils.experiments.command import main
 from course_utils.experiments.large import IMAGENET, LARGE, PHOTO_NETWORKS, large_splits, missing, of_torchvision
+from course_utils.experiments.published import protocols_of
 from course_utils.experiments.runs import run_study
 from course_utils.experiments.studies import load_splits, run_options
 from course_utils.methods import METHODS
@@ -89,6 +90,9 @@ def test_protocols_are_as_published():
             else [PUBLISHED[study.data].counts["train"][0]]
         )
         assert sum(counts) % study.batch_size != 1, "no batch of one image"
+    follow = [protocols_of(study.settings()) for study in LARGE.values()]
+    one_each = [["imagenet-lt, ResNeXt-50"], ["places-lt, ResNet-152"], ["inaturalist-2018, ResNet-50"]]
+    assert follow == [[], *one_each], "a report shows the numbers of this network alone"
     look = models.ResNet152_Weights.IMAGENET1K_V1.transforms()
     assert (IMAGENET.mean, IMAGENET.std) == (tuple(look.mean), tuple(look.std))
     assert IMAGENET.size / IMAGENET.share == 256 and look.resize_size == [256]
