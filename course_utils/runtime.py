@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import torch
 from packaging.requirements import Requirement
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 PROFILES = ("default", "full")
 T = TypeVar("T")
@@ -190,10 +190,35 @@ def keeping_random_state(device: torch.device | str = "cpu") -> Iterator[Callabl
             gpu.set_rng_state(before[1], *where)
 
 
+class TextDisplay:
+    """A file for tqdm in a notebook: one text output that shows the last line written; an empty one leaves nothing."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.shown: Any = None  # once there is something to show
+
+    def write(self, text: str) -> None:
+        from IPython.display import display
+
+        bundle = {"text/plain": text.strip()}
+        if self.shown is not None:
+            self.shown.update(bundle, raw=True)
+        elif text.strip():
+            self.shown = display(bundle, raw=True, display_id=True)
+
+    def flush(self) -> None:
+        pass
+
+
 def progress_bar(total: int, unit: str, *, done: int = 0, delay: float = 0.0, show: bool = True) -> tqdm:
     """A bar that goes away when it is full. COURSE_QUIET=1 hides all bars: the tests and `course.py run` set it."""
     quiet = not show or bool(os.environ.get("COURSE_QUIET"))
-    return tqdm(total=total, initial=done, unit=unit, leave=False, delay=delay, disable=quiet)
+    options: dict[str, Any] = {}
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if hasattr(shell, "kernel"):  # a notebook: no widget, which would be dead where the notebook is opened again
+        options = {"file": TextDisplay(), "ncols": 80, "mininterval": 0.5}
+    return tqdm(total=total, initial=done, unit=unit, leave=False, delay=delay, disable=quiet, **options)
 
 
 def located(path: str | Path) -> Path:

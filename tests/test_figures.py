@@ -218,9 +218,8 @@ def test_the_profile_picture_draws_at_every_position_and_counts_right():
     heights = [bar.get_height() for bar in figure.axes[0].patches[:10]]
     assert heights == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert "12406 images" in sentence and "8 many, 2 medium, 0 few" in sentence
-    assert (
-        sweep(figures.profile_picture(10, 5000), profile=["exponential", "step"], ratio=[1, 10, 100], size=(8, 4)) == 6
-    )
+    drawn = sweep(figures.profile_picture(10, 5000), profile=["exponential", "step"], ratio=[1, 10, 100], size=(8, 4))
+    assert len(drawn) == 6
 
 
 def test_the_norm_picture_starts_at_the_trained_classifier_and_moves_both_sides():
@@ -238,7 +237,7 @@ def test_the_norm_picture_starts_at_the_trained_classifier_and_moves_both_sides(
         want = [per_class[0], per_class[1:3].mean(), per_class[3], per_class.mean()]
         assert [bar.get_height() for bar in left.patches] == pytest.approx([100 * float(x) for x in want], abs=1e-3)
         assert np.array_equal(right.images[0].get_array(), figures.plane_regions(w, b, 2.0))
-    assert sweep(picture, strength=[0.0, 0.5, 1.0], size=(4, 2)) == 3
+    assert len(sweep(picture, strength=[0.0, 0.5, 1.0], size=(4, 2))) == 3
 
 
 # ---- pictures of notebook 01 ----------------------------------------------------------------------------------------
@@ -280,6 +279,9 @@ def test_planes_have_the_longest_arrow_at_three_quarters_of_the_way_to_the_borde
         shown = ax.lines[4].get_xydata()
         assert np.allclose(shown, features[labels >= 2].numpy())
     assert axes[1].get_xlim() == (-0.5, 0.5) and axes[2].get_xlim() == axes[0].get_xlim()
+    inside = [max(map(abs, text.xy)) <= 0.5 for text in axes[0].texts]
+    assert [text.get_visible() for text in axes[0].texts] == [not near for near in inside]
+    assert all(text.get_visible() for ax in axes[1:] for text in ax.texts)
     plt.close(figure)
 
 

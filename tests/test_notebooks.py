@@ -3,7 +3,6 @@
 The notebooks as shipped are run, every slider position drawn and their outputs compared, by nbval itself.
 """
 
-import base64
 import copy
 import pkgutil
 
@@ -53,9 +52,3 @@ def test_solutions_pass_in_the_notebook_with_only_the_cells_they_need(path, monk
 
 def test_an_experiment_uses_the_readers_function():
     assert any(" = yours(" in cell.source for path in NOTEBOOKS for _, cell in code_cells(read(path)))
-
-
-def test_the_picture_of_the_readme_is_an_output_of_a_notebook():
-    outputs = [o for path in NOTEBOOKS for cell in read(path).cells for o in cell.get("outputs", [])]
-    drawn = {base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})}
-    assert (NOTEBOOKS[0].parent / "readme_figure.png").read_bytes() in drawn

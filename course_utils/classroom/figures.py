@@ -25,12 +25,12 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from PIL import Image
 from torch import Tensor
 
 from ..data import exponential_counts, step_counts
 from ..metrics import GROUPS, paired_interval, shot_groups
 from ..runtime import require
+from .images import reduce_png, webp_address
 
 # Okabe and Ito's palette: told apart with any kind of colour vision. Groups also differ in marker and hatch.
 BLUE, GREEN, VERMILLION, ORANGE, SKY, PURPLE, GREY = "#0072B2 #009E73 #D55E00 #E69F00 #56B4E9 #CC79A7 #777777".split()
@@ -60,28 +60,17 @@ plt.rc("hatch", linewidth=0.6)
 plt.rc("image", interpolation="nearest")
 
 
-def reduce_png(png: bytes) -> bytes:
-    """The same picture with a palette of 256 colours and without metadata; two to four times smaller."""
-    image = Image.open(io.BytesIO(png))
-    if image.mode == "P":
-        return png
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    small = io.BytesIO()
-    palette = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette.save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure as a small PNG (256 colours) with `alt`, a sentence for those who do not see it."""
+    """Display a figure as a small picture (256 colours) with `alt`, a sentence for those who do not see it: HTML, and
+    a PNG for readers that show no HTML."""
     require(alt.strip(), "alt", "an empty text", "a sentence that says what the figure shows")
     raw = io.BytesIO()
     figure.savefig(raw, format="png", metadata={"Software": None})
     plt.close(figure)
-    data = {"image/png": reduce_png(raw.getvalue()), "text/plain": f"Figure: {alt}"}
-    display(data, metadata=picture_metadata(alt, figure.get_figwidth()), raw=True)
+    small, inches = reduce_png(raw.getvalue()), figure.get_figwidth()
+    page = f'<img src="{webp_address(small)}" width="{round(SHOWN_DPI * inches)}" alt="{html.escape(alt)}">'
+    data = {"text/html": page, "image/png": small, "text/plain": f"Figure: {alt}"}
+    display(data, metadata=picture_metadata(alt, inches), raw=True)
 
 
 def picture_metadata(alt: str, inches: float) -> dict:

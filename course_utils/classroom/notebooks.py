@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -20,12 +21,15 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbformat import NotebookNode
 
 from ..runtime import say, write_atomically
-from .figures import reduce_png
+from .frames import read
+from .images import reduce_png
 from .widgets import without_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
+FRAMES = ROOT / "frames"  # made by every run, not committed
 
 
 class ThisPython(KernelSpecManager):
@@ -55,13 +59,18 @@ def find_notebooks(names: Sequence[str] = (), folder: Path = ROOT / "notebooks")
     return sorted(chosen) if names else here
 
 
-def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
+def execute(
+    path: Path, *, timeout: float = 900, root: Path = ROOT, frames: Path | None = None, out: Path | None = None
+) -> None:
     """Run one notebook in its own folder and write it back in one step; on any error the file stays as it was.
 
     Args:
         path: the notebook.
         timeout: seconds for one cell.
         root: a folder whose absolute path no output may show.
+        frames: a folder for `notebook.ipynb`, which is the executed notebook, and the frames of its sliders, so that
+            both are of one run. What an earlier run left there is deleted.
+        out: the file to write; by default `path`.
 
     Raises:
         CellExecutionError: a cell raised, whatever its tags say.
@@ -69,9 +78,14 @@ def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
         ValueError: an output shows `root`.
     """
     notebook = nbformat.read(path, as_version=4)
-    code_cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    code_cells = code_of(notebook)
     for cell in code_cells:
         cell.outputs, cell.execution_count = [], None
+    variables = os.environ | {"COURSE_QUIET": "1"}  # no half-filled progress bars in the outputs
+    variables.pop("COURSE_FRAMES", None)
+    if frames:
+        shutil.rmtree(frames, ignore_errors=True)
+        variables["COURSE_FRAMES"] = str(frames.resolve())
     NotebookClient(
         notebook,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
@@ -79,7 +93,7 @@ def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
         record_timing=False,
         force_raise_errors=True,
         resources={"metadata": {"path": str(path.parent)}},
-    ).execute(cleanup_kc=True, env=os.environ | {"COURSE_QUIET": "1"})  # no half-filled progress bars in the outputs
+    ).execute(cleanup_kc=True, env=variables)
 
     notebook.metadata.pop("widgets", None)  # the state of the sliders, pictures included: large, and not needed
     notebook.metadata.get("language_info", {}).pop("version", None)
@@ -93,10 +107,38 @@ def execute(path: Path, *, timeout: float = 900, root: Path = ROOT) -> None:
             if png:
                 small = reduce_png(base64.b64decode(png))
                 output.data["image/png"] = base64.b64encode(small).decode("ascii")
-                if "readme-figure" in cell.metadata.get("tags", []):  # the picture that README.md shows
+                if not out and "readme-figure" in cell.metadata.get("tags", []):  # the picture that README.md shows
                     write_atomically(path.parent / "readme_figure.png", lambda file, small=small: file.write(small))
     text = nbformat.writes(notebook) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    for place in {out or path, frames / "notebook.ipynb" if frames else out or path}:
+        write_atomically(place, lambda file: file.write(text.encode("utf-8")))
+
+
+def code_of(notebook: NotebookNode) -> list[NotebookNode]:
+    """The code cells."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def with_frames(path: Path, *, folder: Path = FRAMES, run: bool = True) -> tuple[NotebookNode, list[dict]]:
+    """A notebook as it is, with outputs and frames of one run: (notebook, frames as `frames.read()` gives them).
+
+    Args:
+        path: the notebook; this file stays as it is.
+        folder: has a folder for each notebook. What is there is taken if its code cells are those of `path`.
+        run: otherwise run it, and keep the outputs and frames there; if False, there are no frames.
+    """
+    notebook, place = nbformat.read(path, as_version=4), folder / path.stem
+    code, kept = code_of(notebook), place / "notebook.ipynb"
+
+    def found() -> list[NotebookNode]:
+        there = code_of(nbformat.read(kept, as_version=4)) if kept.is_file() else []
+        return there if [cell.source for cell in there] == [cell.source for cell in code] else []
+
+    if run and not found():
+        execute(path, frames=place, out=kept)
+    for cell, executed in zip(code, found(), strict=False):
+        cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
+    return notebook, read(place) if found() else []
 
 
 def main(names: Sequence[str]) -> int:
@@ -104,7 +146,7 @@ def main(names: Sequence[str]) -> int:
     try:
         for path in find_notebooks(names):
             start = time.perf_counter()
-            execute(path)
+            execute(path, frames=FRAMES / path.stem)
             say(f"{path.name:50} {time.perf_counter() - start:6.1f} s")
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         say(f"{path.name}: not saved.\n{error}", sys.stderr)

@@ -13,29 +13,41 @@ and says in one sentence what is to be seen:
 
     explore(picture, ratio=[1, 10, 100])
 
-Moving artists instead of drawing anew, and sending finished PNG bytes, takes about 100 ms from key to picture. Where
-there is no kernel to answer, in a notebook as it is stored, the first position stands as a picture with its sentence.
+Moving artists instead of drawing anew, and sending finished PNG bytes, takes about 100 ms from key to picture. A cell
+has two outputs: a still, which is the first position as a picture with its sentence, and the live sliders, which take
+its place while a kernel answers. Where none does, in a notebook as it is stored or reopened, the still remains.
 """
 
 from __future__ import annotations
 
-import html
 import io
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ipywidgets
+import anywidget
+import traitlets
 from IPython.display import display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..runtime import located
-from .figures import SHOWN_DPI, picture_metadata, reduce_png
+from . import frames
+from .figures import SHOWN_DPI, picture_metadata
+from .images import reduce_png, webp_address
 
 Picture = Callable[[Figure], Callable[..., str]]
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+HINT = "Run this cell to move the sliders."
+# JupyterLab: the still goes while live sliders stand behind it, and a view without a model says nothing.
+STYLE = f"""<style>
+.jp-OutputArea-child:has(.explore-still):has(+ .jp-OutputArea-child [data-ready]),
+.jp-OutputArea-child:has(.explore-still) + .jp-OutputArea-child:has([data-mime-type="{WIDGET_VIEW}"]):not(:has(img))
+{{ display: none }}
+</style>
+"""
+calls = itertools.count()  # of explore() in this kernel, for the folders of frames
 
 
 class Canvas:
@@ -59,6 +71,32 @@ class Canvas:
         return png.getvalue(), sentence
 
 
+class Sliders(anywidget.AnyWidget):
+    """The live figure. `places` is what the reader wants; `shown` answers with a picture, its sentence and places."""
+
+    _esm = (frames.PAGES / "explore.js").read_text(encoding="utf-8") + "\nexport default {render: explorer.render}\n"
+    _css = (frames.PAGES / "explore.css").read_text(encoding="utf-8")
+    html = traitlets.Unicode().tag(sync=True)
+    places = traitlets.List(traitlets.Int()).tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, canvas: Canvas, positions: dict[str, list[Any]], **state: Any):
+        super().__init__(**state)
+        self.canvas, self.positions = canvas, positions
+        self.observe(self.answer, names="places")
+
+    def answer(self, _change: Any = None) -> None:
+        """Draw what is wanted. After an error the picture stays, and its text goes into the line."""
+        asked = list(self.places)
+        values = {name: some[k] for (name, some), k in zip(self.positions.items(), asked, strict=True)}
+        try:
+            png, sentence = self.canvas.draw(**values)
+        except Exception as error:
+            self.shown = {**self.shown, "asked": asked, "error": f"{type(error).__name__}: {error}"}
+        else:
+            self.shown = {"places": asked, "asked": asked, "sentence": sentence, "png": png, "error": ""}
+
+
 def explore(
     picture: Picture,
     *,
@@ -76,59 +114,54 @@ def explore(
 
     With a file's name in the environment variable COURSE_SWEEP_WIDGETS every combination is drawn once before, and an
     error in any of them, or a setting that never changes the picture, raises; the file gets a line with their number.
-    The tests do so.
+    The tests do so. With a folder in COURSE_FRAMES the same sweep writes its pictures there, into 0/ for the first
+    `explore()` of this kernel, 1/ for the second (frames.py).
     """
     if not positions or not all(len(values) >= 2 for values in positions.values()):
         raise ValueError("positions: allowed: at least one setting, each with at least two values")
     for name, first in (start or {}).items():
         if first not in positions.get(name, ()):
             raise ValueError(f"start: got {name}={first!r}; allowed: {', '.join(positions)}, at one of its positions")
-    if log := os.environ.get("COURSE_SWEEP_WIDGETS"):
-        drawn = sweep(picture, size=size, **positions)
-        with open(located(log), "a", encoding="utf-8") as file:
-            file.write(f"{drawn}\n")
+    settings = {name: list(values) for name, values in positions.items()}
+    places = [values.index((start or {}).get(name, values[0])) for name, values in settings.items()]
+    index = {
+        "size": [round(SHOWN_DPI * inches) for inches in size],
+        "names": [*settings],
+        "values": [[str(value) for value in values] for values in settings.values()],
+        "start": places,
+    }
+    log, folder, number = os.environ.get("COURSE_SWEEP_WIDGETS"), os.environ.get("COURSE_FRAMES"), next(calls)
+    if log or folder:
+        drawn = sweep(picture, size=size, **settings)
+        if log:
+            with open(located(log), "a", encoding="utf-8") as file:
+                file.write(f"{len(drawn)}\n")
+        if folder:
+            frames.write(located(folder) / str(number), index, drawn)
     canvas = Canvas(picture, size)
-    controls: dict = {name: _control(name, list(values), (start or {}).get(name)) for name, values in positions.items()}
-    layout = ipywidgets.Layout(width=f"{round(SHOWN_DPI * size[0])}px", max_width="100%")
-    image = ipywidgets.Image(format="png", layout=layout)
-    sentence = ipywidgets.HTML()
-
-    def redraw(_change=None):
-        image.value, text = canvas.draw(**{name: control.value for name, control in controls.items()})
-        sentence.value = html.escape(text)
-
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    redraw()
-    box = ipywidgets.VBox([*controls.values(), sentence, image])
-    first, hint = html.unescape(sentence.value), f"Sliders: {', '.join(positions)}. Run this cell to move them."
-    live = {WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": box.model_id}}
-    still = {"text/html": f"<p>{sentence.value}<br><em>{hint}</em></p>", "text/plain": f"{first}\n{hint}"}
-    picture_of_it = {"image/png": reduce_png(image.value)}
-    display(live | still | picture_of_it, metadata=picture_metadata(first, size[0]), raw=True)
+    png, sentence = canvas.draw(**{name: values[k] for (name, values), k in zip(settings.items(), places, strict=True)})
+    small = reduce_png(png)
+    still = frames.markup(index, webp_address(small), sentence, line=HINT, kind="explore-still")
+    shown = {"places": places, "asked": places, "sentence": sentence, "png": png, "error": ""}
+    html = frames.markup(index, webp_address(small), sentence, data={"values": index["values"]})
+    live = Sliders(canvas, settings, html=html, places=places, shown=shown)
+    data = {"text/html": STYLE + still, "image/png": small, "text/plain": f"{sentence}\n{HINT}"}
+    display(data, metadata=picture_metadata(sentence, size[0]), raw=True)
+    display({WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": live.model_id}}, raw=True)
 
 
 def without_kernel(output: dict) -> list[dict]:
-    """An output of a notebook as it is stored: of sliders remain the sentence and, below, the picture.
-
-    output: one output of a code cell. Any other than that of `explore()` comes back as it is.
-    """
-    if WIDGET_VIEW not in output.get("data", {}):
+    """An output of a notebook as it is stored, in a list: live sliders go, and so does the style of their still."""
+    if "data" not in output:
         return [output]
     data = {kind: value for kind, value in output["data"].items() if kind != WIDGET_VIEW}
-    pictures = {kind: data.pop(kind) for kind in [*data] if kind.startswith("image/")}
-    return [output | {"data": data, "metadata": {}}, output | {"data": pictures}]
+    if "text/html" in data:
+        data["text/html"] = data["text/html"].removeprefix(STYLE)
+    return [output | {"data": data}] if data else []
 
 
-def _control(name: str, values: list[Any], first: Any) -> ipywidgets.Widget:
-    first = values[0] if first is None else first
-    label = name.replace("_", " ")
-    style, layout = {"description_width": "10em"}, ipywidgets.Layout(width="32em")
-    return ipywidgets.SelectionSlider(options=values, value=first, description=label, style=style, layout=layout)
-
-
-def sweep(picture: Picture, *, size: tuple[float, float] = (8, 3.6), **positions: Sequence[Any]) -> int:
-    """Draw every combination of positions; return how many there are.
+def sweep(picture: Picture, *, size: tuple[float, float] = (8, 3.6), **positions: Sequence[Any]) -> list:
+    """Draw every combination of positions; return (PNG, sentence) of each, the last setting running fastest.
 
     Raises:
         AssertionError: a setting never changes the picture, or a sentence is empty.
@@ -136,12 +169,11 @@ def sweep(picture: Picture, *, size: tuple[float, float] = (8, 3.6), **positions
     """
     canvas, drawn = Canvas(picture, size), {}
     for values in itertools.product(*positions.values()):
-        png, sentence = canvas.draw(**dict(zip(positions, values, strict=True)))
+        drawn[values] = png, sentence = canvas.draw(**dict(zip(positions, values, strict=True)))
         assert sentence, f"no sentence at {values}"
-        drawn[values] = png
     for k, name in enumerate(positions):
         seen: dict[tuple, set[bytes]] = {}
-        for values, png in drawn.items():
+        for values, (png, _) in drawn.items():
             seen.setdefault(values[:k] + values[k + 1 :], set()).add(png)
         assert any(len(pngs) > 1 for pngs in seen.values()), f"moving {name} never changes the picture"
-    return len(drawn)
+    return list(drawn.values())

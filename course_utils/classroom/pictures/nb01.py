@@ -54,13 +54,16 @@ def draw_planes(
 
     plane: for each of two data sets a dictionary with "weight" (C, 2), "bias", "features" (N, 2) and "labels". The test
     images of the classes in `black` are dots. The longest arrow of each head reaches 75 % of the way to the border.
+    What ends in the middle picture has its name there.
     """
     for (data, found), panels in zip(plane.items(), (axes[:2], axes[2:]), strict=True):
         extent = found["features"].abs().quantile(0.97).item()
         scale = 0.75 * extent / row_norms(found["weight"]).max().item()
         shown = sum(found["labels"] == names.index(name) for name in black).bool()
         for ax, edge in zip(panels, (extent, zoom), strict=False):
-            figures.feature_plane(ax, found["weight"], found["bias"], counts, names, edge, scale)
+            drawn = figures.feature_plane(ax, found["weight"], found["bias"], counts, names, edge, scale)
+            for text in drawn["texts"] if ax is axes[0] else ():
+                text.set_visible(max(map(abs, text.xy)) > zoom)  # the middle has room for the names in the square
             ax.plot(*found["features"][shown].T, "k.", markersize=1.5, markeredgewidth=0)
             ax.set(title=f"{data}: arrows {scale:.1f} times as long", aspect="equal", ylabel="")
     axes[1].set_title("the centre of the left picture")

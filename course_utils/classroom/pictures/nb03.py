@@ -77,7 +77,7 @@ def margin_picture(figure: Figure, own: Tensor, nearest: Tensor):
     own: (N,). nearest: (N, K), the largest first.
     """
     axes = figure.subplots()
-    (fine,) = axes.plot([], [], ".", color=GREY, markersize=3, alpha=0.4, label="margin kept: no loss")
+    (fine,) = axes.plot([], [], ".", color=GREY, markersize=3, alpha=0.7, label="margin kept: no loss")
     (wrong,) = axes.plot([], [], "x", color=ACCENT, markersize=3, alpha=0.5, label="margin violated: pushed")
     (border,) = axes.plot([], [], color="black", linewidth=1.2, label="border: own - new = margin")
     axes.plot([-1, 1], [-1, 1], ":", color="black", linewidth=1, label="called new above this line")

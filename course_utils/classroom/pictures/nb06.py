@@ -269,13 +269,14 @@ def open_scores(left: Axes, right: Axes, aurocs: Mapping[str, Mapping[str, Numbe
 
 def umap_letters(axes: Axes, points: np.ndarray, labels: Tensor, counts: Counts, names: Names) -> Axes:
     """UMAP points (N, 2): known images as their letter in the colour of its group, open ones (-1) as grey crosses; a
-    legend above says so."""
+    legend below says so."""
     axes.plot(*points[(labels == OPEN).numpy()].T, "x", color=GREY, markersize=4, alpha=0.5)
     for j, (name, group) in enumerate(zip(names, figures.group_of(counts), strict=True)):
         style = {"color": GROUP_COLORS[group], "markersize": 6, "alpha": 0.75, "markeredgewidth": 0.3}
         axes.plot(*points[(labels == j).numpy()].T, linestyle="", marker=f"${name}$", **style)
     shown = [Line2D([], [], label=g, color=GROUP_COLORS[g], marker="$A$", linestyle="", markersize=8) for g in GROUPS]
     shown.append(Line2D([], [], label="open", color=GREY, marker="x", linestyle=""))
-    axes.legend(handles=shown, ncols=4, columnspacing=1, handletextpad=0.1, **figures.ABOVE)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.04), "ncols": 4, "handletextpad": 0.1}
+    axes.legend(handles=shown, **below)
     axes.set(**figures.UMAP_AXES)
     return axes
