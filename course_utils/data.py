@@ -212,6 +212,25 @@ def long_tailed(dataset: Some, counts: Sequence[int], *, seed: int) -> Some:
     return dataset.subset(torch.cat(kept))
 
 
+def long_tailed_and_unused(dataset: Some, counts: Sequence[int], per_class: int, *, seed: int) -> tuple[Some, Some]:
+    """(what `long_tailed()` keeps, up to `per_class` random images of each class that it leaves out).
+
+    For validation where the largest class of a published profile takes all images that there are: the training set is
+    whole, and a class has as many validation images as are left of it, maybe none.
+
+    Raises:
+        ValueError: per_class below 1, no image left of any class, or as `long_tailed()`.
+    """
+    require(per_class >= 1, "per_class", per_class, "at least 1")
+    kept = long_tailed(dataset, counts, seed=seed).counts.cpu()  # which looks at counts
+    most = (kept + per_class).minimum(dataset.counts.cpu())
+    require((most > kept).any(), "counts", "all images of every class", "fewer, so that some are left")
+    both = long_tailed(dataset, most.tolist(), seed=seed)  # class by class, those of the smaller counts first
+    number = torch.arange(len(both)) - (most.cumsum(0) - most).repeat_interleave(most)  # within its class
+    first = number < kept.repeat_interleave(most)
+    return both.subset(first.nonzero()[:, 0]), both.subset((~first).nonzero()[:, 0])
+
+
 def hold_out(dataset: Some, share: float, *, seed: int) -> tuple[Some, Some]:
     """Split every class: (the rest, about `share` of each class). For data that come without a validation split.
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from course_utils.data import LabeledImages, set_aside
+from course_utils.data import LabeledImages, long_tailed, long_tailed_and_unused, set_aside
 from course_utils.experiments import studies
 from course_utils.experiments.command import main, methods, seeds
+from course_utils.experiments.reports import report_text
 from course_utils.experiments.studies import AUGMENTATIONS, STUDIES, load_splits, run_cell
 from course_utils.experiments.tables import TABLES
 from course_utils.methods import METHODS
@@ -65,22 +66,69 @@ def fake(per_class, num_classes, size=4):
         ("cifar100-lt", 10_847, {0: 500, 1: 477, 2: 455, 94: 6, 95: 6, 96: 5, 99: 5}),
     ],
 )
-def test_counts_of_cifar_are_the_published_ones_but_for_the_images_that_choose(name, total, counts, monkeypatch):
+def test_training_images_of_cifar_are_the_published_ones_and_the_unused_ones_choose(name, total, counts, monkeypatch):
     study = STUDIES[name]
     classes = len(counts) if name == "cifar10-lt" else 100
+    whole = 50_000 // classes
     monkeypatch.setattr(
-        studies,
-        "_read",
-        lambda source, split, size, skip: (fake(50_000 // classes if split == "train" else 20, classes), ()),
+        studies, "_read", lambda source, split, size, skip: (fake(whole if split == "train" else 20, classes), ())
     )
     train, validation, test, note = load_splits(study.settings(), 0)
-    left = 50_000 // classes - study.validation
-    assert {j: n for j, n in enumerate(train.counts.tolist()) if j in counts} == {
-        j: min(n, left) for j, n in counts.items()
-    }
-    assert len(train) == total - study.validation  # class 0 alone has fewer
-    assert validation.counts.tolist() == [study.validation] * classes and len(test) == 20 * classes
-    assert note == study.data
+    assert {j: n for j, n in enumerate(train.counts.tolist()) if j in counts} == counts
+    assert len(train) == total and len(test) == 20 * classes and note == study.data
+    left = [min(study.validation, whole - n) for n in train.counts.tolist()]
+    assert validation.counts.tolist() == left and left[0] == 0 and set(left[1:]) == {study.validation}
+
+
+def test_the_short_study_sets_its_images_aside_as_it_did(monkeypatch):
+    monkeypatch.setattr(studies, "_read", lambda source, split, size, skip: (fake(5000, 10), ()))
+    settings = STUDIES["cifar10-lt-short"].settings()
+    assert "validation_from" not in settings and STUDIES["cifar10-lt"].settings()["validation_from"] == "unused"
+    train, validation, *_ = load_splits(settings, 0)
+    assert train.counts[0] == 4900 and validation.counts.tolist() == [100] * 10
+
+
+def test_unused_images_are_no_training_images_and_the_tail_is_that_of_long_tailed():
+    data = fake(30, 3, size=5)
+    train, unused = long_tailed_and_unused(data, [30, 28, 2], 7, seed=1)
+    numbers = [{tuple(image.flatten().tolist()) for image in part.images} for part in (train, unused)]
+    assert train.counts.tolist() == [30, 28, 2] and unused.counts.tolist() == [0, 2, 7]
+    assert len(numbers[0]) == 60 and len(numbers[1]) == 9 and not numbers[0] & numbers[1]
+    same = long_tailed(data, [30, 28, 2], seed=1)
+    assert torch.equal(train.images, same.images) and torch.equal(train.labels, same.labels)
+    more = long_tailed_and_unused(data, [30, 28, 2], 8, seed=1)[1]
+    assert numbers[1] < {tuple(image.flatten().tolist()) for image in more.images}
+    with pytest.raises(ValueError, match="per_class: got 0; allowed: at least 1"):
+        long_tailed_and_unused(data, [30, 28, 2], 0, seed=1)
+    with pytest.raises(ValueError, match="counts: got all images of every class; allowed: fewer"):
+        long_tailed_and_unused(data, [30] * 3, 5, seed=1)
+    with pytest.raises(ValueError, match="counts: got 31 images for class 'c00'; allowed: 1 to 30"):
+        long_tailed_and_unused(data, [31, 3, 3], 5, seed=1)
+
+
+def test_a_class_without_images_to_choose_on_leaves_no_gap_in_cell_and_report(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+
+    def noisy(per_class):
+        data = fake(per_class, 3, size=8)
+        noise = torch.randint(0, 90, data.images.shape, generator=generator)
+        return replace(data, images=(noise + 60 * data.labels[:, None, None, None]).to(torch.uint8))
+
+    parts = {"train": noisy(40), "test": noisy(20)}
+    monkeypatch.setattr(studies, "_read", lambda source, split, size, skip: (parts[split], ()))
+    methods = ("cross-entropy", "tau-normalization", "NCM", "cRT", "LWS", "logit adjustment")
+    study = replace(STUDIES["cifar10-lt"], epochs=2, max_count=40, ratio=4, validation=5, network="MLP", seeds=(0,))
+    settings = study.settings() | {"precision": "float32"}
+    cell = run_cell(settings, "cross-entropy", list(methods), 0)
+    assert cell["data"]["counts"] == [40, 20, 10] and cell["data"]["validation"] == 10
+    for name, row in cell["methods"].items():
+        first, *others = row["validation_per_class"]
+        assert first is None and row["validation"] == pytest.approx(sum(others) / 2, abs=2e-6)
+        assert None not in row["per_class"] and (name == "NCM" or 0 < row["temperature"] < 100)
+    asked = {"study": "cifar10-lt", "what": study.what, "settings": settings, "seeds": [0], "methods": list(methods)}
+    text = report_text(asked, [cell], [])
+    assert "Training takes every image of c00, so choices are made on the other classes" in text
+    assert "nan" not in text.lower() and "partly luck" not in text
 
 
 def test_images_set_aside_are_in_no_other_part():

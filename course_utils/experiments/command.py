@@ -35,7 +35,8 @@ WORDS = {
     "size": "side to which a folder's images are scaled",
     "max_count": "images of the largest class",
     "ratio": "largest class divided by smallest",
-    "validation": "images of each class set aside for choices, where the data have no such split",
+    "validation": "images of each class for choices, where the data have no such split",
+    "validation_from": "where they come from: set aside before the tail is cut, or unused, what the tail leaves",
     "features": "of a folder: a pretrained backbone such as efficientnet-lite0 whose features stay, or none; by "
     "default efficientnet-lite0 where it is installed and the pictures are larger than 64 pixels",
     "shares": "{class: share} of the place where the model will work, for photographs",
@@ -55,13 +56,13 @@ def without_effect(study: Study | Table, folder: Path | None = None) -> dict[str
         idle["features"] = "only a folder's pictures have them"
     if study.profile == "as it is":
         idle |= dict.fromkeys(("max_count", "ratio"), "the images are taken as they are; --profile cuts a tail")
-        idle["validation"] = "a fifth of each class is set aside"
+        idle |= dict.fromkeys(("validation", "validation_from"), "a fifth of each class is set aside")
     if study.profile == "english":
         idle["ratio"] = "English text decides the tail"
     if study.profile == "in proportion":
         idle["ratio"] = "the data decide the tail"
     if has_validation(folder) if folder else study.data in WITH_VALIDATION:
-        idle["validation"] = "the data have validation images"
+        idle |= dict.fromkeys(("validation", "validation_from"), "the data have validation images")
     if study.schedule == "cosine":
         idle |= dict.fromkeys(("factor", "warmup"), "they belong to the schedule step")
         if not any(name.endswith("DRW") for name in study.methods):

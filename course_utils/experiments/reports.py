@@ -18,6 +18,7 @@ from ..classroom import figures
 from ..methods import METHODS
 from ..metrics import GROUPS, difference_text, mean_and_spread, paired_differences
 from ..runtime import located, write_atomically
+from . import published
 from .cells import read_json
 from .runs import read_study, read_table
 from .tables import TABLES
@@ -104,7 +105,13 @@ def report_text(
         f"Made on {all_of('device')} in {all_of('precision')} with torch {all_of('versions', 'torch')}.",
     ]
     fewest = min(c["data"].get("fewest", FEW_TO_CHOOSE) for c in cells)
-    if fewest < FEW_TO_CHOOSE:
+    if whole := _without_unused(settings, first):
+        facts += [
+            f"Training takes every image of {whole}, so choices are made on the other classes, and what they cost "
+            f"{whole} does not show there: tau and the like may come out too large, and methods that give up frequent "
+            "classes look too good."
+        ]
+    elif fewest < FEW_TO_CHOOSE:
         facts += [f"A class has {fewest} images for choices: what is best on validation images is partly luck here."]
     shown = next(iter(first["methods"].values()))["per_class"]
     if untested := [n for n, accuracy in zip(first["data"]["classes"], shown, strict=True) if accuracy is None]:
@@ -138,6 +145,7 @@ def report_text(
         table_of(" | ".join(["method", *(f"minus {other}" for other in beside)]), differences),
         HOW_TO_READ,
         *more,
+        *published.report_parts(settings, cells, rows),
         "## Budget",
         "Images a seed: forward and backward through the backbone (the budget, equal for all); forward alone, for "
         "features; features that new heads learned from.",
@@ -146,6 +154,14 @@ def report_text(
         "![Paired differences from the baseline](differences.png)",
     ]
     return _in_words_of(settings, "\n\n".join(parts) + "\n")
+
+
+def _without_unused(settings: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+    """The classes that have no images for choices, because none are left unused."""
+    found = next(iter(cell["methods"].values())).get("validation_per_class", [])
+    if settings.get("validation_from") != "unused":
+        return ""
+    return ", ".join(n for n, accuracy in zip(cell["data"]["classes"], found, strict=True) if accuracy is None)
 
 
 def _in_words_of(settings: Mapping[str, Any], report: str) -> str:

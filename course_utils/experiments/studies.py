@@ -30,6 +30,7 @@ from ..data import (
     hold_out,
     load_images,
     long_tailed,
+    long_tailed_and_unused,
     set_aside,
     step_counts,
 )
@@ -59,6 +60,7 @@ OPTIMIZERS = {"SGD": None, "Adam": torch.optim.Adam}
 
 CHOICES = {
     "profile": ("english", "exponential", "step", "in proportion", "as it is"),
+    "validation_from": ("set aside", "unused"),
     "network": (*NETWORKS, *TEXT_NETWORKS),
     "optimizer": tuple(OPTIMIZERS),
     "schedule": ("cosine", "step"),
@@ -76,9 +78,13 @@ class Study:
 
     data: a name that `load_images()` or `load_texts()` knows. profile: "english", "exponential", "step", "in
     proportion" to what the data have, or "as it is". max_count, ratio: of the profile. size: side to which a folder's
-    images are scaled, or None. validation: images of each class set aside for choices from data that have no validation
-    split, before the tail is cut; the counts of classes that then have too few are lowered (CIFAR-10's largest from
-    5,000 to 4,900). With "as it is": a share of each class.
+    images are scaled, or None.
+
+    validation: images of each class for choices, from data that have no validation split. validation_from: "set aside"
+    takes them before the tail is cut, and the counts of classes that then have too few are lowered (CIFAR-10's largest
+    from 5,000 to 4,900). "unused" takes them from what the tail leaves, so the training set is the published one; the
+    largest class of CIFAR has none left. Then every choice (tau, epochs, temperature, the best method) is made on the
+    other classes, and what a choice costs the largest class does not show. With "as it is": a share of each class.
 
     network: one of `NETWORKS`, or of `TEXT_NETWORKS` for texts. optimizer: "SGD" or "Adam". epochs, batch_size, lr,
     weight_decay: of `fit()`. augment: "none", "shift 2", "shift 4, flip", or "word dropout" for texts. precision:
@@ -104,6 +110,7 @@ class Study:
     ratio: float = 100
     size: int | None = None
     validation: int = 100
+    validation_from: str = "set aside"
     network: str = "SmallCNN"
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -126,7 +133,7 @@ class Study:
 
         What is as it was before there was a choice is not named, so that earlier results stay valid.
         """
-        usual = {"optimizer": "SGD", "features": "none", "shares": None}
+        usual = {"optimizer": "SGD", "features": "none", "shares": None, "validation_from": "set aside"}
         found = {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
         return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
 
@@ -136,6 +143,7 @@ _CIFAR = Study(
     data="cifar10",
     profile="exponential",
     max_count=5000,
+    validation_from="unused",
     network="ResNet32",
     epochs=200,
     batch_size=128,
@@ -185,6 +193,7 @@ STUDIES: dict[str, Study] = {
     "cifar10-lt-short": replace(
         _CIFAR,
         what="CIFAR-10-LT with a schedule shortened for CPUs, seven methods",
+        validation_from="set aside",
         epochs=12,
         factor=0.1,
         warmup=0.1,
@@ -239,6 +248,7 @@ def load_splits(
         require(folder.is_dir(), "data", f"{source!r}, which is not here", "a folder of images")
         _forget_before(_stamp(folder))
     named = settings["data"] if folder is None else folder
+    validation: Any = None
     if settings["data"] == "folder" and folder is None:
         raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
     own, notes = [settings["features"]] if "features" in settings else [], []
@@ -258,7 +268,7 @@ def load_splits(
         validation = read("validation")
     elif settings["profile"] == "as it is":
         train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
-    else:
+    elif settings.get("validation_from") != "unused":  # those are cut with the tail
         most, fewest = int(train.counts.min()) - 1, train.class_names[int(train.counts.argmin())]
         allowed = (
             f"1 to {most}, as {fewest!r} has {most + 1} images" if most > 0 else "only with more images of each class"
@@ -272,7 +282,10 @@ def load_splits(
         if abs(have / asked - 1) > 0.05:  # 2 % for CIFAR, whose largest class has lost those set aside
             fewer = sum(map(operator.lt, counts, wanted))
             notes.append(f"{fewer} classes have fewer images than asked for: ratio {have:.4g} instead of {asked:.4g}")
-        train = long_tailed(train, counts, seed=seed)
+        if validation is None:
+            train, validation = long_tailed_and_unused(train, counts, settings["validation"], seed=seed)
+        else:
+            train = long_tailed(train, counts, seed=seed)
         if isinstance(train, LabeledTexts):  # words of texts that were cut away are not known
             train, validation, test = known_words(train, validation, test)
     return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])

@@ -32,8 +32,9 @@ from ..networks import ImageClassifier, SmallCNN
 from ..runtime import require
 from ..sampling import ClassBalancedSampler, DeferredResampler
 from ..training import fit, predict, step_schedule
+from .best_epoch import HABIT_METHODS, HABIT_SEEDS, constant_cell, habit_cell, habit_text
 from .cells import combinations, plain
-from .studies import Study, check_data, made_with, repeatable
+from .studies import STUDIES, Study, check_data, made_with, repeatable
 from .two_classes import RATES, TRAINING, TWO_METHODS, TWO_RATES, two_cell, two_choice, two_text
 
 
@@ -46,7 +47,7 @@ class Table:
     """
 
     what: str
-    parts: Mapping[str, tuple[Callable[..., dict[str, float]], Sequence[Mapping[str, Iterable[Any]]]]]
+    parts: Mapping[str, tuple[Callable[..., Mapping[str, Any]], Sequence[Mapping[str, Iterable[Any]]]]]
     text: Callable[[Mapping[str, Any]], str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     data: str = "letters"
@@ -429,6 +430,15 @@ TABLES = {
         },
         text=order_text,
         fixed={"orders": {str(order): phases_of(order) for order in ORDERS}},
+    ),
+    "best-epoch": Table(
+        what="what it adds to report the epoch that was best on the test images: letters, two methods",
+        parts={
+            "rows": (habit_cell, [{"method": HABIT_METHODS, "seed": HABIT_SEEDS}]),
+            "constant": (constant_cell, [{"method": HABIT_METHODS, "seed": HABIT_SEEDS}]),
+        },
+        text=habit_text,
+        fixed=STUDIES["letters"].settings(),
     ),
     "webster-two": Table(
         what="two fields of Webster, one cut to a tenth: errors by class, beside table 1 of Cao et al. 2019",

@@ -31,8 +31,12 @@ def shares_of(counts: Sequence[int], care: str) -> list[float]:
 
 def weighted(rows: Rows, method: str, shares: Numbers, key: str) -> list[float]:
     """Accuracy in %, one for each seed, if the classes are shared like this; key: "per_class" of the test, or
-    "validation_per_class"."""
-    return [100 * sum(a * s for a, s in zip(row[key], shares, strict=True) if s) for row in rows[method].values()]
+    "validation_per_class". Classes without images do not count: NaN if no others have a share."""
+    found = []
+    for row in rows[method].values():
+        there = [(a, s) for a, s in zip(row[key], shares, strict=True) if s and a is not None]
+        found.append(100 * sum(a * s for a, s in there) / sum(s for _, s in there) if there else math.nan)
+    return found
 
 
 def by_validation(rows: Rows) -> list[str]:
