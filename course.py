@@ -323,7 +323,9 @@ def check(extra):
     else:
         packages = describe_torch(venv)
     print(f"Python    {platform.python_version()} ({sys.executable})")
-    print(f"machine   {platform.system()} {platform.machine()}, {cores()} cores, {memory_gb():.1f} GB memory (2 needed)")
+    print(
+        f"machine   {platform.system()} {platform.machine()}, {cores()} cores, {memory_gb():.1f} GB memory (2 needed)"
+    )
     print(f"disk      {free_gb(venv):.1f} GB free where the packages go (about {INSTALLED_GB} GB)")
     print(f"packages  {packages}")
     print(f"browser   {describe_browser()}")
