@@ -253,7 +253,12 @@ def lab(extra):
     return start(venv, "jupyterlab", *options, *extra)
 
 
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def test(extra):
+    os.environ.setdefault("COURSE_JOBS", str(max(1, cores() // 4)))  # up to four notebooks share the cores already
     side_by_side = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]  # a notebook stays in one process
     return start(prepare("test", "site"), "pytest", *side_by_side, *extra, OMP_NUM_THREADS="1")
 
@@ -327,9 +332,10 @@ def check(extra):
         venv, packages = Path(sys.prefix), str(problem)
     else:
         packages = describe_torch(venv)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"Python    {platform.python_version()} ({sys.executable})")
-    print(f"machine   {platform.system()} {platform.machine()}, {cores} cores, {memory_gb():.1f} GB memory (2 needed)")
+    print(
+        f"machine   {platform.system()} {platform.machine()}, {cores()} cores, {memory_gb():.1f} GB memory (2 needed)"
+    )
     print(f"disk      {free_gb(venv):.1f} GB free where the packages go (about {INSTALLED_GB} GB)")
     print(f"packages  {packages}")
     print(f"browser   {describe_browser()}")

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,6 +84,8 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
 
     logits: (N, C) of images that were not trained on; labels: (N,) of theirs. The answers stay, confidences change.
     """
+    from scipy.optimize import minimize_scalar  # here: a second to import, in every process of run_grid()
+
     (scores,) = floats(logits=logits)
     require(scores.ndim == 2 and len(scores), "logits", f"shape {tuple(scores.shape)}", "(N, C), N at least 1")
     require(scores.isfinite().all(), "logits", "NaN or infinity", "finite numbers")

@@ -19,6 +19,7 @@ from course_utils.experiments.tables import (
     CHOSEN,
     COMPARED,
     EPOCHS,
+    FIVE_SEEDS,
     LDAM_METHODS,
     ORDER_METHODS,
     OWN_RATES,
@@ -53,7 +54,7 @@ def test_every_cell_is_there_once_with_the_settings_of_today():
     assert cells == [own for part, own in TABLES["ldam-table"].rows() if part == "rows"]
     seeds = Counter(cell["method"] for cell in cells)
     assert set(seeds) == set(ROWS) <= set(LDAM_METHODS)
-    assert all(seeds[method] == (5 if method == "cosine + DRW" else 3) for method in seeds)
+    assert all(seeds[method] == (5 if method in FIVE_SEEDS else 3) for method in seeds)
     images = images_of(STUDIES["letters"].settings())
     assert TABLE["settings"] == {"epochs": EPOCHS, **SCHEDULE, "chosen": CHOSEN, "counts": PROFILES, "images": images}
     assert TABLE["torch"] and inspect.signature(ldam_cell).parameters["epochs"].default == EPOCHS
