@@ -115,14 +115,16 @@ def made_up(folder):
     cells = [
         new_markdown_cell("# 01 · Made up\n\nWhy.\n\n## You will be able to\n\n- **see** it;\n\n**You need** nothing."),
         new_markdown_cell("## Words\n\n" + " ".join(f"The **word** number {k} of a long text." for k in range(150))),
-        new_code_cell(outputs=[
-            new_output("display_data", tall, metadata={"image/png": {"alt": "A tall picture."}}),
-            new_output("display_data", {"text/html": f"<table>{f'<tr>{row}</tr>' * 19}</table>"}),
-        ]),
+        new_code_cell(
+            outputs=[
+                new_output("display_data", tall, metadata={"image/png": {"alt": "A tall picture."}}),
+                new_output("display_data", {"text/html": f"<table>{f'<tr>{row}</tr>' * 19}</table>"}),
+            ]
+        ),
         new_markdown_cell("**What you see.** It is said beside the slide.\n\n## Play\n\nMove it."),
         new_code_cell(metadata={"tags": ["widget"]}, outputs=[new_output("display_data", first)]),
         new_markdown_cell("## In one breath\n\n- All of it."),
-    ]  # fmt: skip
+    ]
     index = {
         "size": [800, 300],
         "names": ["ratio", "method"],
