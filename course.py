@@ -268,12 +268,24 @@ def run(extra):
     return start(prepare(), "course_utils.classroom.notebooks", *extra, OMP_NUM_THREADS="1")
 
 
+def with_absolute_out(extra):
+    """The folder after --out as the reader meant it: seen from where the command was given."""
+
+    def absolute(path):
+        return str(Path(path).expanduser().absolute())
+
+    extra = [f"--out={absolute(word[6:])}" if word.startswith("--out=") else word for word in extra]
+    return [absolute(word) if before == "--out" else word for before, word in zip([None, *extra], extra, strict=False)]
+
+
 def site(extra):
-    return start(prepare("site"), "course_utils.classroom.site", *extra, OMP_NUM_THREADS="1")
+    module = "course_utils.classroom.site"
+    return start(prepare("site"), module, *with_absolute_out(extra), OMP_NUM_THREADS="1")
 
 
 def slides(extra):
-    return start(prepare("site"), "course_utils.classroom.slides", *extra, OMP_NUM_THREADS="1")
+    module = "course_utils.classroom.slides"
+    return start(prepare("site"), module, *with_absolute_out(extra), OMP_NUM_THREADS="1")
 
 
 def memory_gb():

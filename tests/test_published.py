@@ -115,6 +115,13 @@ def test_a_study_follows_a_protocol_if_nothing_that_counts_is_changed():
     assert protocols_of(replace(study, ratio=10).settings()) == ["cifar10-lt, ratio 10"]
     assert protocols_of(replace(study, profile="step").settings()) == ["cifar10-lt, step"]
     assert protocols_of(replace(study, epochs=12).settings()) == []
+    for other in ({"max_count": 500}, {"lr": 0.001}, {"batch_size": 8}, {"schedule": "cosine"}, {"augment": "none"}):
+        assert protocols_of(replace(study, **other).settings()) == [], other
+
+
+def test_of_two_numbers_of_one_source_the_first_counts():
+    assert values("imagenet-lt, open", "Liu 2019", "F")["OLTR"] == 44.6
+    assert values("places-lt, open", "Liu 2019", "F")["OLTR"] == 50.0
 
 
 @pytest.mark.parametrize(

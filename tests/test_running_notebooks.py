@@ -78,6 +78,9 @@ def test_outputs_and_frames_are_of_one_run(tmp_path):
     nbformat.write(changed, path)
     nb, found = notebooks.with_frames(path, folder=folder, run=False)  # the text is new, the code is not
     assert nb.cells[1].source == "# B" and nb.cells[0].outputs and len(found) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notebooks, "made_from", lambda: "another package")
+        assert notebooks.with_frames(path, folder=folder, run=False)[1] == []
     changed.cells[0].source += "\n"
     nbformat.write(changed, path)
     assert notebooks.with_frames(path, folder=folder, run=False)[1] == []

@@ -30,10 +30,18 @@ INDEX = {
 }
 
 
+TABLE = "<table><tr><th>beside the slider</th></tr></table>"
+STILL = frames.markup(INDEX, "data:image/png;base64,", "Shade 100.", line="Run this cell to move the sliders.")
+
+
 def png(shade):
     out = io.BytesIO()
     Image.new("RGB", (160, 80), (shade, shade, shade)).save(out, "PNG")
     return out.getvalue()
+
+
+def html_output(text):
+    return new_output("display_data", {"text/html": text})
 
 
 def made_up(folder):
@@ -47,7 +55,7 @@ def made_up(folder):
         new_code_cell("guess = 1", metadata={"tags": ["predict"]}),
         new_code_cell("drawing = 2", metadata={"tags": ["machinery"]}),
         new_code_cell("check('9.1', f)", metadata={"tags": ["check-9.1"]}),
-        new_code_cell("explore(picture)", metadata={"tags": ["widget"]}, outputs=[new_output("display_data", {})]),
+        new_code_cell("explore(picture)", metadata={"tags": ["widget"]}, outputs=[*map(html_output, (TABLE, STILL))]),
     ]
     language = {"language_info": {"name": "python"}}
     return MADE_UP, new_notebook(cells=cells, metadata=language), frames.read(folder)
@@ -76,6 +84,7 @@ def test_what_a_reader_sees_of_a_notebook(built):
     assert "The check runs in JupyterLab." in text and "check(&#39;9.1" not in text
     assert text.count("<details") == 2, "machinery and the slider's own code are folded"
     assert '<div class="course-predict">' in text
+    assert "beside the slider" in text and "data-frames" in text and "explore-still" not in text
     assert (
         'href="01_weight_norm_bias.html"' in text and "course.py" not in text.split("<article")[1].split("</article")[0]
     )
@@ -145,6 +154,15 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match=r"out: got .*; allowed: a new or empty folder"):
         site.build(tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_checkout_with_a_site_in_it_is_left_alone(tmp_path):
+    for name in (".nojekyll", site.MARK):
+        (tmp_path / name).touch()
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(ValueError, match=r"out: got .*no \.git"):
+        site.build(tmp_path, [])
+    assert (tmp_path / ".git").is_dir()
 
 
 def test_frames_of_another_run_are_refused(tmp_path):

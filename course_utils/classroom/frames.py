@@ -113,5 +113,6 @@ def _slider(name: str, values: Sequence[str], start: int) -> str:
     label, first = html.escape(name.replace("_", " ")), html.escape(values[start])
     return (
         f'<label><span>{label}</span><input type="range" min="0" max="{len(values) - 1}" step="1" value="{start}" '
-        f'aria-valuetext="{first}" autocomplete="off"><output>{first}</output></label>'
+        f'aria-label="{label}" aria-valuetext="{first}" autocomplete="off">'
+        f'<output aria-live="off" aria-hidden="true">{first}</output></label>'
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -23,13 +24,14 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from ..runtime import say, write_atomically
+from ..runtime import digest, require, say, write_atomically
 from .frames import read
 from .images import reduce_png
 from .widgets import without_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = ROOT / "frames"  # made by every run, not committed
+MADE_FROM = "made-from.txt"  # in a folder of frames
 
 
 class ThisPython(KernelSpecManager):
@@ -57,6 +59,23 @@ def find_notebooks(names: Sequence[str] = (), folder: Path = ROOT / "notebooks")
             raise ValueError(f"notebook: got {name!r}; there are {', '.join(p.stem for p in here) or 'none'}")
         chosen.update(matches)
     return sorted(chosen) if names else here
+
+
+def lessons(names: Sequence[str] = ()) -> list[Path]:
+    """The notebooks of the course: `find_notebooks()` without copies and notebooks of a reader's own.
+
+    Raises:
+        ValueError: as `find_notebooks()`, or `names` mean none of the course.
+    """
+    found = [path for path in find_notebooks(names) if re.fullmatch(r"\d\d_\w+", path.stem)]
+    require(found, "notebook", ", ".join(names), "a notebook of the course, or its number")
+    return found
+
+
+def made_from() -> str:
+    """What outputs and frames depend on beside the notebook: the package, the data, the pace of the notebooks."""
+    files = [*sorted((ROOT / "course_utils").rglob("*.py")), *sorted((ROOT / "data").glob("*.sha256"))]
+    return digest(os.environ.get("COURSE_PROFILE", ""), *(file.read_bytes() for file in files))
 
 
 def execute(
@@ -112,6 +131,8 @@ def execute(
     text = nbformat.writes(notebook) + "\n"
     for place in {out or path, frames / "notebook.ipynb" if frames else out or path}:
         write_atomically(place, lambda file: file.write(text.encode("utf-8")))
+    if frames:
+        write_atomically(frames / MADE_FROM, lambda file: file.write(made_from().encode("utf-8")))
 
 
 def code_of(notebook: NotebookNode) -> list[NotebookNode]:
@@ -124,14 +145,16 @@ def with_frames(path: Path, *, folder: Path = FRAMES, run: bool = True) -> tuple
 
     Args:
         path: the notebook; this file stays as it is.
-        folder: has a folder for each notebook. What is there is taken if its code cells are those of `path`.
+        folder: has a folder for each notebook. What is there is taken if its code cells are those of `path`, and it was
+            made with the package and data as they are now (`made_from()`).
         run: otherwise run it, and keep the outputs and frames there; if False, there are no frames.
     """
     notebook, place = nbformat.read(path, as_version=4), folder / path.stem
-    code, kept = code_of(notebook), place / "notebook.ipynb"
+    code, kept, stamp = code_of(notebook), place / "notebook.ipynb", place / MADE_FROM
 
     def found() -> list[NotebookNode]:
-        there = code_of(nbformat.read(kept, as_version=4)) if kept.is_file() else []
+        fresh = kept.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == made_from()
+        there = code_of(nbformat.read(kept, as_version=4)) if fresh else []
         return there if [cell.source for cell in there] == [cell.source for cell in code] else []
 
     if run and not found():

@@ -19,13 +19,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import nbformat
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat.v4 import new_markdown_cell, new_output
 
-from ..runtime import require, say
+from ..runtime import located, require, say
 from . import site_api, slides
 from .frames import PAGES, figure_html
-from .notebooks import ROOT, find_notebooks, with_frames
+from .notebooks import ROOT, find_notebooks, lessons, with_frames
 from .site_pictures import as_html
+from .widgets import HINT
 
 DECKS = (
     "One deck for each lesson, with sliders that move. Space or an arrow key goes on; while a slider has the focus,\n"
@@ -37,7 +39,8 @@ MENU = {  # below the notebooks: caption -> title in the menu and page, as the r
     "Data": {"Letters and clip art": "data/README", "Definitions": "data/WEBSTER", "Typefaces": "data/FONTS"},
     "Package": {"The methods": "package/index", "Contributing": "CONTRIBUTING", "Changes": "CHANGELOG"},
 }
-MARK = ".nojekyll"  # in each site: some hosts leave out files that begin with _ unless it is there
+MARK = ".longtail-site"  # in each site that was made here: only such a folder is made anew
+NO_JEKYLL = ".nojekyll"  # some hosts leave out files that begin with _ unless it is there
 AS_FILES = ("LICENSE", "LICENSE-TEXT", "CITATION.cff")  # what texts link to, and is no page
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 LOOK = {  # furo's variables in the words of course.css
@@ -78,10 +81,17 @@ Taken = tuple[str, nbformat.NotebookNode, Sequence[dict]]  # name, notebook, one
 def take(still: bool = False) -> list[Taken]:
     """The notebooks and the frames of their sliders; `still`: as they are stored, and nothing is executed."""
     found = []
-    for path in find_notebooks():
+    for path in lessons():
         notebook, pictures = (nbformat.read(path, as_version=4), []) if still else with_frames(path)
         found.append((path.stem, notebook, pictures))
     return found
+
+
+def check_place(out: Path) -> None:
+    """ValueError: `out` holds something else than an earlier site, which is deleted before a new one is written."""
+    here = not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / MARK).exists()))
+    own = here and not out.is_symlink() and not (out / ".git").exists()
+    require(own, "out", out, "a new or empty folder, or one that holds an earlier site and no .git")
 
 
 def build(out: Path, notebooks: Sequence[Taken]) -> dict[str, int]:
@@ -90,11 +100,12 @@ def build(out: Path, notebooks: Sequence[Taken]) -> dict[str, int]:
     Raises:
         ValueError: `out` holds something else than an earlier site, or Sphinx has a complaint.
     """
-    here = not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / MARK).exists()))
-    require(here, "out", out, "a new or empty folder, or one that holds an earlier site")
-    shutil.rmtree(out, ignore_errors=True)
+    check_place(out)
+    if out.exists():
+        shutil.rmtree(out)
     out.mkdir(parents=True)
-    (out / MARK).touch()
+    for name in (MARK, NO_JEKYLL):
+        (out / name).touch()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         _write_sources(source, notebooks, out)
@@ -166,7 +177,7 @@ def _links(text: str, folder: PurePosixPath, pages: Iterable[str], source: Path)
 def _one_title(text: str) -> str:
     """A text with the strip of the course below its title; further titles, which a menu would list, become sections."""
     first, *rest = re.split(r"^(```.*?^```)", text, flags=re.MULTILINE | re.DOTALL)
-    title, below = first.split("\n", 1)
+    title, _, below = first.partition("\n")
     parts = [below, *rest]
     parts[::2] = [re.sub(r"^# ", "## ", part, flags=re.MULTILINE) for part in parts[::2]]
     return f'{title}\n\n<hr class="course-tail">\n{"".join(parts)}'
@@ -199,16 +210,27 @@ def _notebook(name: str, notebook: nbformat.NotebookNode, pictures: Sequence[Map
             continue
         if {"machinery", "claims", "widget"} & {*tags} or cell.metadata.get("jupyter", {}).get("source_hidden"):
             tags.append("hide-input")
-        outputs = [_output(output, folder, place) for output in cell.outputs]
+        outputs = [o if pictures and is_still(o) else _output(o, folder, place) for o in cell.outputs]
+        if not pictures:  # a page has no cell that could be run
+            for output in filter(is_still, outputs):
+                output.data["text/html"] = "".join(output.data["text/html"]).replace(
+                    HINT, "The slider moves in JupyterLab."
+                )
         if "widget" in tags and pictures:
             require(waiting, name, "fewer folders of frames than sliders", "frames of a run of this notebook")
             index = waiting.pop(0)
             number = len(pictures) - len(waiting) - 1
             shutil.copytree(index["folder"], folder / f"slider_{number}", ignore=shutil.ignore_patterns("index.json"))
-            outputs = [_html(figure_html(index, f"{place}/slider_{number}"))]
+            alive = _html(figure_html(index, f"{place}/slider_{number}"))
+            outputs = [alive if is_still(output) else output for output in outputs]
         cell.outputs = outputs
     require(not waiting, name, "more folders of frames than sliders", "frames of a run of this notebook")
     return shown
+
+
+def is_still(output: nbformat.NotebookNode) -> bool:
+    """Whether this is the first position of an `explore()`."""
+    return "explore-still" in "".join(output.get("data", {}).get("text/html", ""))
 
 
 def _predict(found: re.Match) -> str:
@@ -278,21 +300,23 @@ def main(arguments: Sequence[str]) -> int:
     chosen = parser.parse_args(arguments)
     start = time.perf_counter()
     try:
+        out = located(chosen.out)
+        check_place(out)  # before notebooks run for minutes
         notebooks = take(chosen.still)
         taken = time.perf_counter()
-        numbers = build(chosen.out, notebooks)
-    except ValueError as error:
+        numbers = build(out, notebooks)
+    except (ValueError, OSError, CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         say(error, sys.stderr)
         return 2
     built = time.perf_counter()
     counted = ", ".join(f"{number} {what}" for what, number in numbers.items())
-    say(f"{chosen.out}: {counted}, {megabytes(chosen.out):.1f} MB")
+    say(f"{out}: {counted}, {megabytes(out):.1f} MB")
     say(f"{taken - start:.0f} s for notebooks and frames, {built - taken:.0f} s for the pages")
     if not chosen.check:
         return 0
     from .site_check import main as check  # here: it needs a browser
 
-    return check([str(chosen.out)])
+    return check([str(out)])
 
 
 if __name__ == "__main__":

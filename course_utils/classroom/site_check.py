@@ -70,7 +70,8 @@ def broken_links(site: Path) -> list[str]:
                 continue
             file = (site / page).parent / unquote(parts.path) if parts.path else site / page
             file = file / "index.html" if file.is_dir() else file
-            name = file.resolve().relative_to(site.resolve()).as_posix() if file.exists() else ""
+            inside = file.exists() and file.resolve().is_relative_to(site.resolve())
+            name = file.resolve().relative_to(site.resolve()).as_posix() if inside else ""
             if not name or (parts.fragment and name in anchors and unquote(parts.fragment) not in anchors[name]):
                 wrong.append(f"{page}: {tag} leads nowhere: {target}")
     return sorted(wrong)
@@ -153,6 +154,7 @@ def still_sliders(page: Any) -> list[str]:
     wrong = []
     for number, figure in enumerate(page.locator("figure.explore[data-frames]").all(), 1):
         data = json.loads(figure.locator("script").inner_text())
+        figure.evaluate(ITS_SLIDE)
         for k, control in enumerate(figure.locator("input").all()):
             moved = _move(figure, control, data, k)
             if moved:
@@ -161,12 +163,20 @@ def still_sliders(page: Any) -> list[str]:
 
 
 def _move(figure: Any, control: Any, data: dict, k: int) -> str:
-    """Press arrow keys until the picture is another one; what is wrong, or an empty text."""
+    """Press arrow keys until the picture is another one; what is wrong, or an empty text.
+
+    The other sliders stand where this one changes the picture, by the frames themselves.
+    """
     values, last = data["values"], len(data["values"][k]) - 1
-    for others in ("as they are", "at their ends"):
-        for j, other in enumerate(figure.locator("input").all()):
-            if others == "at their ends" and j != k:
-                other.press("End")
+    seen: dict[tuple[int, ...], set[str]] = {}
+    for places, (file, _) in zip(itertools.product(*map(range, map(len, values))), data["frames"], strict=True):
+        seen.setdefault(places[:k] + places[k + 1 :], set()).add(file)
+    for others in sorted(seen, key=lambda places: -len(seen[places]))[:1]:
+        for other, place in zip(
+            [c for j, c in enumerate(figure.locator("input").all()) if j != k], others, strict=True
+        ):
+            for key in ["Home", *["ArrowRight"] * place]:
+                other.press(key)
         files = set()
         for key in ["Home", *["ArrowRight"] * last]:
             control.press(key)
@@ -181,6 +191,10 @@ def _move(figure: Any, control: Any, data: dict, k: int) -> str:
     return "never changes the picture"
 
 
+ITS_SLIDE = """figure => {  // a deck takes keys on the slide that it shows
+    const {h, v} = window.Reveal?.getIndices(figure.closest('section')) ?? {}
+    window.Reveal?.slide(h, v)
+}"""
 SHOWS = """([figure, file, sentence]) => figure.querySelector('img').src.endsWith('/' + file)
     && figure.querySelector('img').complete && figure.querySelector('img').naturalWidth > 0
     && figure.querySelector('.explore-sentence').textContent.trim() === sentence.trim()"""

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert.filters import markdown2html
 from PIL import Image
 from pygments import highlight
@@ -421,7 +422,7 @@ def build(number: str, out: Path, minutes: int = 90) -> Path:
     Raises:
         ValueError: no such notebook, no plan for it, or what the deck is made of is not installed.
     """
-    path = notebooks.find_notebooks([number])[0]
+    path = notebooks.lessons([number])[0]
     number, plans = path.stem[:2], read_plans()
     require(number in plans, "notebook", number, f"one with a plan in {PLANS.name}: {', '.join(plans)}")
     notebook, frames = notebooks.with_frames(path)
@@ -434,12 +435,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python course.py slides", description=about.partition(": ")[2], epilog=more)
     parser.add_argument("notebook", nargs="+", help="its number, such as 03")
     parser.add_argument("--minutes", type=int, choices=MINUTES, default=90, help="of the lesson (default 90)")
-    parser.add_argument("--out", metavar="FOLDER", default="slides", help="by default slides/")
+    parser.add_argument("--out", metavar="FOLDER", default=notebooks.ROOT / "slides", help="by default slides/")
     options = parser.parse_args(arguments)
     try:
         for name in options.notebook:
             say(build(name, Path(options.out), options.minutes))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         say(f"error: {error}", sys.stderr)
         return 2
     return 0

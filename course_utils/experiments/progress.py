@@ -38,7 +38,7 @@ def status_text(folder: Path) -> str:
         name: part for name, part in parts.items() if part["who"] is not None and is_alive(part["who"]) is not False
     }
     begun = {name: part for name, part in parts.items() if part["epochs"] and name not in active}
-    epochs = asked["settings"].get("epochs")
+    epochs = asked["settings"].get("epochs") if "methods" in asked else None  # a table keeps no checkpoints
     waiting = [name for name in parts if name not in active and name not in begun]
     done = len(cells) - len(parts)
     lines.insert(0, f"{asked['study']}: {done} of {len(cells)} trainings are finished, {len(active)} under way")

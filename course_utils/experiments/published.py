@@ -84,9 +84,9 @@ def read_published(path: Path = FILE) -> list[Published]:
 def values(protocol: str, source: str, group: str = "all") -> dict[str, float]:
     """{method: its number} of one source; the first where there are two."""
     about(protocol)
-    found = [o for o in reversed(read_published()) if (o.protocol, o.source, o.group) == (protocol, source, group)]
+    found = [o for o in read_published() if (o.protocol, o.source, o.group) == (protocol, source, group)]
     require(found, "source, group", f"{source!r}, {group!r}", f"those with numbers for {protocol}")
-    return {one.method: one.value for one in reversed(found)}
+    return {one.method: one.value for one in reversed(found)}  # so that the first is written last, and stays
 
 
 def protocols_of(settings: Mapping[str, Any]) -> list[str]:
@@ -172,7 +172,8 @@ def not_the_same(
     lines += [f"Pixels: {note}." for note in notes] or ["Pixels: the published ones."]
     if "images" in found:
         n, aside = sum(counts), "" if sum(counts) >= found["images"] else ", as some are set aside for choices"
-        lines += [f"Training images: {n:,}, published {found['images']:,}{aside}; every seed here draws its own."]
+        drawn = "" if settings.get("profile") == "as it is" else "; every seed here draws its own"
+        lines += [f"Training images: {n:,}, published {found['images']:,}{aside}{drawn}."]
     by_epoch = {best: sorted({o.source for o in values if o.best_on_test is best}) for best in (True, False, None)}
     said = [f"{what}: {', '.join(by_epoch[best])}" for best, what in _EPOCHS.items() if by_epoch[best]]
     lines += [f"Epoch: here the last one; {'; '.join(said)}. The table best-epoch measures that habit on letters."]

@@ -72,7 +72,7 @@ const explorer = (() => {
             view.wait(true)
             const found = await load(file)
             if (mine !== turn) return  // the slider has moved on
-            view.wait(false)
+            view.wait(!found)
             view.say(found ? "" : "This picture cannot be loaded.")
             if (found) view.show(folder + file, text)
             neighbours()
@@ -99,6 +99,7 @@ const explorer = (() => {
             model.set("places", places)
             model.save_changes()
             waiting(true)
+            if (`${model.get("shown").asked}` === `${places}`) answer()  // moved away and back: nothing new for a kernel
         })
         const answer = async () => {
             const {places, asked, sentence, error, png} = model.get("shown"), mine = ++turn
@@ -130,7 +131,13 @@ const explorer = (() => {
         const kernel = model.widget_manager?.kernel
         kernel?.statusChanged?.connect(status)
         view.place(model.get("shown").asked)
+        const follow = () => {  // another view of the same sliders was moved
+            if (`${model.get("places")}` === `${view.places()}`) return
+            view.place(model.get("places"))
+            waiting(true)
+        }
         model.on("change:shown", answer)
+        model.on("change:places", follow)
         answer()
         figure.dataset.ready = "yes"
         return () => {
@@ -138,6 +145,7 @@ const explorer = (() => {
             kernel?.statusChanged?.disconnect(status)
             clearTimeout(timer)
             model.off("change:shown", answer)
+            model.off("change:places", follow)
             if (url) URL.revokeObjectURL(url)
         }
     }
