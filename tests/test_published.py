@@ -120,8 +120,8 @@ def test_a_study_follows_a_protocol_if_nothing_that_counts_is_changed():
 
 
 def test_of_two_numbers_of_one_source_the_first_counts():
-    assert values("imagenet-lt, open", "Liu 2019", "F")["OLTR"] == 44.6
-    assert values("places-lt, open", "Liu 2019", "F")["OLTR"] == 50.0
+    assert values("imagenet-lt, open", "Liu 2019", "F")["OLTR memory"] == 44.6
+    assert values("places-lt, open", "Liu 2019", "F")["OLTR memory"] == 50.0
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def jobs_or_default(jobs: int | None) -> int:
 def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs: int) -> Generator:
     """(key, function(*calls[key])) for every key, as they come, in `jobs` processes.
 
-    Starting a process takes seconds, so this one works too: jobs - 1 others. After an error nothing new is started;
-    where nobody waits for the results any longer, and when this process dies, the others end at once.
+    Starting a process takes seconds, so this one works too: jobs - 1 others. After an error, where nobody waits for the
+    results any longer, and when this process dies, the others end at once: nobody would take what they bring.
     """
     waiting, done = deque((key, function, arguments) for key, arguments in calls.items()), queue.SimpleQueue()
     jobs = min(jobs, len(calls))
@@ -64,7 +64,7 @@ def side_by_side(function: Callable[..., Any], calls: Mapping[Any, tuple], jobs:
             with _naming_the_way_out((BrokenExecutor,)):  # an OSError here is the function's own
                 result = _next(done).result()
             yield result
-    except (KeyboardInterrupt, GeneratorExit):
+    except BaseException:
         if executor is not None:
             waiting.clear()
             executor.shutdown(wait=True, kill_workers=True)
