@@ -175,8 +175,8 @@ def test_sliders_have_names_and_speak_values(shown):
     [(live, _)] = shown
     assert '<figure class="explore"' in live.html and 'aria-label="Sliders: height, color"' in live.html
     assert (
-        '<label><span>height</span><input type="range" min="0" max="2" step="1" value="1" aria-label="height" aria-valuetext="5"'
-        in live.html
+        '<label><span>height</span><input type="range" min="0" max="2" step="1" value="1" '
+        'aria-label="height" aria-valuetext="5"' in live.html
     )
     assert 'alt="height 5, red"' in live.html and "<b>" not in live.html
 
