@@ -209,6 +209,7 @@ OTHER = {  # another value of every option of a study
     "ratio": 3.0,
     "size": 5,
     "validation": 2,
+    "validation_from": "unused",
     "network": "ResNet32",
     "methods": ("LDAM",),
     "seeds": (7,),
@@ -364,7 +365,7 @@ def test_a_training_that_was_stopped_before_its_first_cell_does_not_stop_other_s
     monkeypatch.setattr(studies, "all_logits", killed)
     with pytest.raises(KeyboardInterrupt):
         run_study("tiny", TINY, "out", jobs=1)
-    assert [path.suffix for path in Path("out", "checkpoints").iterdir()] == [".pt"]
+    assert sorted(path.suffix for path in Path("out", "checkpoints").iterdir()) == [".json", ".pt"]
     run_study("tiny", replace(TINY, epochs=2), "out", jobs=1)
     assert read_study("out")[0]["settings"]["epochs"] == 2 and not Path("out", "checkpoints").exists()
 

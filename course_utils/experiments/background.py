@@ -92,7 +92,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         ValueError: another run works here, or a lock says something else.
         OSError: the folder cannot be written to.
     """
-    new, path, mine = not folder.exists(), folder / LOCK, myself()
+    new, path, mine = [p for p in (folder, *folder.parents) if not p.exists()], folder / LOCK, myself()
     _take(path, mine)
     try:
         with _ending_politely():
@@ -101,8 +101,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError, ValueError):
             if read_who(path) == mine:
                 path.unlink()
-            if new:
-                folder.rmdir()  # if nothing is in it
+            for made in new:
+                made.rmdir()  # if nothing is in it
 
 
 def _take(path: Path, mine: dict[str, Any]) -> None:

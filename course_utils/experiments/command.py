@@ -192,6 +192,8 @@ def run(options: argparse.Namespace) -> str:
         require(option not in chosen, option, repr(chosen.get(option)), f"nothing: {why}")
     title = folder.resolve().name or name if name == "folder" and folder else name
     out = options.out or RUNS / title
+    inside = folder is not None and folder.is_dir() and located(out).resolve().is_relative_to(folder.resolve())
+    require(not inside, "out", str(out), "a folder outside the images, which results would be taken for (--out)")
     if options.background and not options.detached:
         return background.start(out, options.arguments)
     if options.detached:
