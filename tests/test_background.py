@@ -138,14 +138,28 @@ def test_trainings_run_in_the_order_of_methods_one_seed_after_the_other(tmp_path
 
 
 WORKERS = """
-import sys, time
+import signal, sys, time
 from course_utils.experiments.workers import side_by_side
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
 def call(file):
     import os, pathlib
     pathlib.Path(file).write_text(str(os.getpid()))
     time.sleep(600)
 list(side_by_side(call, {k: (f"{sys.argv[1]}/{k}",) for k in "ab"}, 2))
 """
+
+
+def test_what_killed_runs_left_is_taken_away_and_what_living_ones_need_stays(tmp_path):
+    left = {"checkpoints/LDAM-0.json": ENDED, "checkpoints/cross-entropy-0.json": myself()}
+    for where in ("", "cells/", "checkpoints/"):
+        left |= {f"{where}.LDAM-0.json.{pid}.tmp": "half" for pid in (ENDED["pid"], os.getpid())}
+    for name, what in left.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(what))
+    run_study("tiny", replace(TINY, epochs=1, seeds=(0,), methods=("LDAM",)), tmp_path, jobs=1)
+    stays = {tmp_path / name for name in left if str(ENDED["pid"]) not in name} - {tmp_path / "checkpoints/LDAM-0.json"}
+    found = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert found - stays == {tmp_path / "study.json", tmp_path / "cells/LDAM-0.json"} and stays <= found
 
 
 @pytest.mark.parametrize("how", ["KILL", "INT"])

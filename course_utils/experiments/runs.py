@@ -17,10 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ..methods import METHODS, trainings_of
 from ..photo_sets import PUBLISHED
 from ..runtime import digest, located, require, write_atomically
-from .background import PLAN, myself
+from .background import PLAN, is_alive, myself, read_who
 from .cells import Cell, read_cell, read_json, run_cells, write_json
 from .large import check_large
 from .studies import Study, files_of, images_of, run_cell
@@ -99,9 +101,20 @@ def run_study(
         return run_cells(list(cells.values()), unit="training", jobs=jobs, cluster=cluster, each=is_there)
     finally:
         with contextlib.suppress(OSError):  # not there, or another run uses it
+            _take_away_what_killed_runs_left(folder)
             if not any(checkpoints.glob("*.pt")):
                 (checkpoints / PLAN).unlink()
             checkpoints.rmdir()
+
+
+def _take_away_what_killed_runs_left(folder: Path) -> None:
+    """Files half written, and marks of who computes a cell; those of a process that lives stay."""
+    for half in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # write_atomically() names its process
+        if not psutil.pid_exists(int(half.name.split(".")[-2])):
+            half.unlink(missing_ok=True)
+    for mark in (folder / "checkpoints").glob("*.json"):
+        if mark.name != PLAN and (who := read_who(mark)) is not None and is_alive(who) is False:
+            mark.unlink(missing_ok=True)
 
 
 def _ask(cluster: str | None, function: Callable, *arguments: Any) -> Any:
