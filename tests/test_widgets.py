@@ -228,7 +228,9 @@ def test_frames_hold_every_position_and_equal_pictures_once(shown, monkeypatch, 
     one, other, same = [file for file, _ in second["frames"]]
     assert one != other and other == same and len([*(tmp_path / "1").glob("*.webp")]) == 2
     page = frames.figure_html(first, "_static/x/")
-    assert f'src="_static/x/{first["frames"][1][0]}"' in page and 'alt="height 1, blue"' in page and "data-frames" in page
+    assert (
+        f'src="_static/x/{first["frames"][1][0]}"' in page and 'alt="height 1, blue"' in page and "data-frames" in page
+    )
     (tmp_path / "1" / other).unlink()
     with pytest.raises(ValueError, match="a missing picture"):
         frames.read(tmp_path)

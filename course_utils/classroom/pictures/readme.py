@@ -134,7 +134,7 @@ def write(steps: Sequence[Figure], alt: str, folder: Path) -> None:
     for k, part in enumerate(parts):
         sheet.paste(part, (k % 2 * width, k // 2 * height))
     gif, png, inside = io.BytesIO(), io.BytesIO(), PngInfo()
-    moves = {"save_all": True, "append_images": parts[1:], "duration": round(1000 * SECONDS)}  # without "loop": played once
+    moves = {"save_all": True, "append_images": parts[1:], "duration": round(1000 * SECONDS)}  # no "loop": plays once
     parts[0].save(gif, "GIF", comment=alt.encode(), **moves)
     inside.add_itxt("Description", alt)
     sheet.save(png, "PNG", pnginfo=inside, optimize=True)
