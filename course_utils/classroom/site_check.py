@@ -41,6 +41,7 @@ FIGURE = re.compile(
     re.DOTALL,
 )
 READY = "() => !window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
+WIDTHS = 390, 1280, 1366  # of windows, in pixels: a phone and two laptops
 PATIENCE = 5000  # milliseconds until a slider shows where it stands
 SERIOUS = ("serious", "critical")
 SPREAD = """() => {  // all slides of a deck one below the other, with their answers: axe sees only what is shown
@@ -155,6 +156,7 @@ def faults(site: Path, pages: Iterable[str]) -> Iterator[str]:
                 page = browser.new_page(viewport={"width": 1280, "height": 800})
                 wrong = _opened(page, root, name) + still_sliders(page)
                 if root == address:
+                    wrong += cut_off(page)
                     if page.evaluate("!!window.Reveal"):
                         page.evaluate(SPREAD)
                     wrong += _violations(axe, page, "light") + _violations(axe, page, "dark")
@@ -171,6 +173,16 @@ def _opened(page: Any, root: str, name: str) -> list[str]:
     page.on("request", lambda asked: None if asked.url.startswith((root, "data:")) else wrong.append(asked.url))
     page.goto(f"{root}/{name}")
     page.wait_for_function(READY)
+    return wrong
+
+
+def cut_off(page: Any) -> list[str]:
+    """Widths of a window at which the page is wider."""
+    wrong = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
+            wrong.append(f"is {wide} pixels wide in a window of {width}")
     return wrong
 
 
