@@ -64,26 +64,30 @@ explore(picture, size=(2, 1), height=[1, 2])
 """
 
 
-def test_outputs_and_frames_are_of_one_run(tmp_path):
+def test_outputs_and_frames_are_of_one_run(tmp_path, monkeypatch):
     path = write(tmp_path / "notebooks", EXPLORE, new_markdown_cell("# A"))
     before, folder = path.read_bytes(), tmp_path / "frames"
-    assert notebooks.with_frames(path, folder=folder, run=False)[1] == [] and not folder.exists()
     nb, found = notebooks.with_frames(path, folder=folder)
     assert path.read_bytes() == before, "the notebook itself stays as it was"
     (output,) = nb.cells[0].outputs
     assert "Height 1." in output.data["text/html"] and "<style>" not in output.data["text/html"]
     assert [text for _, text in found[0]["frames"]] == ["Height 1.", "Height 2."]
+    assert [place.name for place in folder.iterdir()] == [path.stem], "nothing half made stays"
+    ran = []
+    monkeypatch.setattr(notebooks, "execute", lambda path, **_: ran.append(path))
     changed = nbformat.read(path, as_version=4)
     changed.cells[1].source = "# B"
     nbformat.write(changed, path)
-    nb, found = notebooks.with_frames(path, folder=folder, run=False)  # the text is new, the code is not
-    assert nb.cells[1].source == "# B" and nb.cells[0].outputs and len(found) == 1
+    nb, found = notebooks.with_frames(path, folder=folder)  # the text is new, the code is not
+    assert nb.cells[1].source == "# B" and nb.cells[0].outputs and len(found) == 1 and not ran
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notebooks, "made_from", lambda: "another package")
-        assert notebooks.with_frames(path, folder=folder, run=False)[1] == []
+        notebooks.with_frames(path, folder=folder)
+    assert len(ran) == 1
     changed.cells[0].source += "\n"
     nbformat.write(changed, path)
-    assert notebooks.with_frames(path, folder=folder, run=False)[1] == []
+    notebooks.with_frames(path, folder=folder)
+    assert len(ran) == 2
 
 
 BARS = """

@@ -117,7 +117,8 @@ def test_a_finished_site():
 
 PLANTED = """<html lang="en"><head><title>x</title></head><body><main><h1>x</h1>
 <a href="none.html">a</a><a href="#none">b</a><a href="https://example.org/">c</a>
-<script src="http://192.0.2.1/x.js"></script><img src="x.webp"></main></body></html>"""
+<script src="http://192.0.2.1/x.js"></script><img src="x.webp">
+<div style="width: 3000px">x</div></main></body></html>"""
 SLIDER = """<html lang="en"><head><title>x</title></head><body><main><h1>x</h1>FIGURE</main></body></html>"""
 
 
@@ -144,9 +145,21 @@ def test_requests_pictures_without_words_and_sliders_that_do_nothing_are_found(t
         "http x.html: http://192.0.2.1/x.js",
         "file x.html: http://192.0.2.1/x.js",
         "image-alt",
+        "pixels wide in a window of 1366",
         "figure 1, slider 1: does not show",
     ):
         assert part in wrong, wrong
+
+
+def test_a_check_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "x.html").touch()
+    monkeypatch.setattr(site_check, "PACKAGES", ("no_such_package",))
+    assert site_check.main([str(tmp_path)]) == 2
+    assert "no no_such_package; allowed: installed: python -m pip install -e .[test]" in capsys.readouterr().err
+    monkeypatch.setattr(site_check, "BROWSERS", ())
+    monkeypatch.setattr(site_check, "CHANNELS", ())
+    with pytest.raises(ValueError, match="browser: got none; allowed: Chrome, Chromium or Edge"):
+        site_check.open_browser(None)
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path):

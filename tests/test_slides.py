@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from course_utils.classroom import frames, notebooks, slides
+from course_utils.classroom import frames, notebooks, site_check, slides
 from course_utils.methods import METHODS
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -32,11 +33,6 @@ CUT = """() => [
     const {left, top, right, bottom, width} = part.getBoundingClientRect()
     return width && (left < 0 || top < 0 || right > 1280.5 || bottom > 720.5)
 }).map(part => part.outerHTML.slice(0, 100))"""
-MOVED = """async figure => {
-    const source = () => figure.querySelector('img').getAttribute('src'), before = source()
-    for (let wait = 0; wait < 100 && source() === before; wait++) await new Promise(requestAnimationFrame)
-    return [before, source()]
-}"""
 
 
 def deck(number, minutes):
@@ -156,17 +152,12 @@ def step_through(browser, path):
     page.wait_for_selector("body.ready", timeout=60_000)
     while True:
         assert page.evaluate(CUT) == [], f"{path.name}, slide {steps}"
-        for slider in page.locator("section.present figure.explore input:visible").all():
-            figure = slider.locator("xpath=ancestor::figure")
-            slider.focus()
-            before = page.evaluate("Reveal.getIndices()")
-            watched = figure.evaluate_handle(f"figure => ({{done: ({MOVED})(figure)}})")
-            at_end = slider.evaluate("input => input.value === input.max")
-            page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
-            one, other = watched.evaluate("watched => watched.done")
-            assert one != other and page.evaluate("Reveal.getIndices()") == before
-            assert page.evaluate(CUT) == []
-            moved += 1
+        for figure in page.locator("section.present figure.explore[data-frames]:visible").all():
+            data, before = json.loads(figure.locator("script").inner_text()), page.evaluate("Reveal.getIndices()")
+            for k, slider in enumerate(figure.locator("input").all()):
+                assert site_check.move(figure, slider, data, k) == "", f"{path.name}, slide {steps}, slider {k + 1}"
+                assert page.evaluate("Reveal.getIndices()") == before and page.evaluate(CUT) == []
+                moved += 1
         steps += 1
         if page.evaluate("Reveal.isLastSlide() && !Reveal.availableFragments().next"):
             break

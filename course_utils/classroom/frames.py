@@ -39,7 +39,7 @@ def write(folder: Path, index: Mapping[str, Any], drawn: Sequence[tuple[bytes, s
     for png, sentence in drawn:
         key = digest(Image.open(io.BytesIO(png)).convert("RGB").tobytes())
         if key not in files:
-            files[key] = f"{len(files)}.webp"
+            files[key] = f"{key}.webp"  # by what it shows: frames of two runs cannot be mixed unseen
             write_atomically(folder / files[key], lambda file, png=png: file.write(to_webp(png)))
         frames.append([files[key], sentence])
     text = json.dumps({**index, "frames": frames}, ensure_ascii=False)
@@ -92,9 +92,10 @@ def markup(
         kind: an attribute of the figure. Without `data` it has the class explore-still.
     """
     named = ", ".join(name.replace("_", " ") for name in index["names"])
+    label = f"Sliders: {named}" if data is not None else f"First position of: {named}"
     width, height = index["size"]
     name = "explore" if data is not None else "explore explore-still"
-    parts = [f'<figure class="{name}" {kind} role="group" aria-label="Sliders: {html.escape(named)}">']
+    parts = [f'<figure class="{name}" {kind} role="group" aria-label="{html.escape(label)}">']
     if data is not None:
         rows = "".join(map(_slider, index["names"], index["values"], index["start"]))
         parts.append(f'<div class="explore-controls"{" hidden" * (kind == "data-frames")}>{rows}</div>')

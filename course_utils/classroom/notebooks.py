@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def execute(
         timeout: seconds for one cell.
         root: a folder whose absolute path no output may show.
         frames: a folder for `notebook.ipynb`, which is the executed notebook, and the frames of its sliders, so that
-            both are of one run. What an earlier run left there is deleted.
+            both are of one run. It takes the place of an earlier run's folder when it is whole.
         out: the file to write; by default `path`.
 
     Raises:
@@ -96,6 +97,18 @@ def execute(
         CellTimeoutError, DeadKernelError: a cell took too long, or the kernel died.
         ValueError: an output shows `root`.
     """
+    if frames:
+        frames.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{frames.name}-", dir=frames.parent) as folder:
+            new = Path(folder) / "new"
+            _execute(path, timeout, root, new, new / out.name if out and out.parent == frames else out)
+            shutil.rmtree(frames, ignore_errors=True)
+            new.replace(frames)
+    else:
+        _execute(path, timeout, root, None, out)
+
+
+def _execute(path: Path, timeout: float, root: Path, frames: Path | None, out: Path | None) -> None:
     notebook = nbformat.read(path, as_version=4)
     code_cells = code_of(notebook)
     for cell in code_cells:
@@ -105,8 +118,6 @@ def execute(
         variables.pop(name, None)
         if folder:
             variables[name] = str(folder.resolve())
-    if frames:
-        shutil.rmtree(frames, ignore_errors=True)
     NotebookClient(
         notebook,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
@@ -140,14 +151,13 @@ def code_of(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def with_frames(path: Path, *, folder: Path = FRAMES, run: bool = True) -> tuple[NotebookNode, list[dict]]:
+def with_frames(path: Path, *, folder: Path = FRAMES) -> tuple[NotebookNode, list[dict]]:
     """A notebook as it is, with outputs and frames of one run: (notebook, frames as `frames.read()` gives them).
 
     Args:
         path: the notebook; this file stays as it is.
         folder: has a folder for each notebook. What is there is taken if its code cells are those of `path`, and it was
-            made with the package and data as they are now (`made_from()`).
-        run: otherwise run it, and keep the outputs and frames there; if False, there are no frames.
+            made with the package and data as they are now (`made_from()`); otherwise it is run.
     """
     notebook, place = nbformat.read(path, as_version=4), folder / path.stem
     code, kept, stamp = code_of(notebook), place / "notebook.ipynb", place / MADE_FROM
@@ -157,11 +167,11 @@ def with_frames(path: Path, *, folder: Path = FRAMES, run: bool = True) -> tuple
         there = code_of(nbformat.read(kept, as_version=4)) if fresh else []
         return there if [cell.source for cell in there] == [cell.source for cell in code] else []
 
-    if run and not found():
+    if not found():
         execute(path, frames=place, out=kept)
     for cell, executed in zip(code, found(), strict=False):
         cell.outputs, cell.execution_count = executed.outputs, executed.execution_count
-    return notebook, read(place) if found() else []
+    return notebook, read(place)
 
 
 def main(names: Sequence[str]) -> int:

@@ -23,7 +23,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat.v4 import new_markdown_cell, new_output
 
 from ..runtime import located, require, say
-from . import site_api, slides
+from . import site_api, site_check, slides
 from .frames import PAGES, figure_html
 from .notebooks import ROOT, find_notebooks, lessons, with_frames
 from .site_pictures import as_html
@@ -70,7 +70,7 @@ SETTINGS = {
     "html_static_path": ["_static"],
     "html_css_files": ["course.css", "explore.css", "site.css"],
     "html_js_files": [("explore.js", {"defer": "defer"}), ("site.js", {"defer": "defer"})],
-    "mathjax_path": "mathjax/tex-svg-full.js",
+    "mathjax_path": "../slides/mathjax/tex-svg-full.js",  # the one that decks take with them
     "html_show_sourcelink": False,
     "html_copy_source": False,
     "html_use_index": False,
@@ -109,15 +109,15 @@ def build(out: Path, notebooks: Sequence[Taken]) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         _write_sources(source, notebooks, out)
-        _run_sphinx(source, out, Path(folder) / "trees")
+        _run_sphinx(source, Path(folder) / "html", Path(folder) / "trees")
+        shutil.copytree(Path(folder) / "html", out, dirs_exist_ok=True)  # Sphinx leaves more beside its folder
     positions = [len(index["frames"]) for _, _, pictures in notebooks for index in pictures]
     return {"pages": len(list(out.rglob("*.html"))), "sliders": len(positions), "positions": sum(positions)}
 
 
 def _write_sources(source: Path, notebooks: Sequence[Taken], out: Path) -> None:
     static = source / "_static"
-    (static / "mathjax").mkdir(parents=True)
-    shutil.copy(str(slides.machinery()["mathjax/tex-svg-full.js"]), static / "mathjax")
+    static.mkdir(parents=True)
     for name in ("course.css", "explore.css", "explore.js", "site.css", "site.js", "favicon.svg"):
         shutil.copy(PAGES / name, static)
     for name in AS_FILES:
@@ -221,6 +221,8 @@ def _notebook(name: str, notebook: nbformat.NotebookNode, pictures: Sequence[Map
             index = waiting.pop(0)
             number = len(pictures) - len(waiting) - 1
             shutil.copytree(index["folder"], folder / f"slider_{number}", ignore=shutil.ignore_patterns("index.json"))
+            whole = all((folder / f"slider_{number}" / file).is_file() for file, _ in index["frames"])
+            require(whole, name, "frames that changed meanwhile", "one command at a time that runs this notebook")
             alive = _html(figure_html(index, f"{place}/slider_{number}"))
             outputs = [alive if is_still(output) else output for output in outputs]
         cell.outputs = outputs
@@ -302,6 +304,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         out = located(chosen.out)
         check_place(out)  # before notebooks run for minutes
+        if chosen.check:
+            site_check.check_packages()
         notebooks = take(chosen.still)
         taken = time.perf_counter()
         numbers = build(out, notebooks)
@@ -314,9 +318,7 @@ def main(arguments: Sequence[str]) -> int:
     say(f"{taken - start:.0f} s for notebooks and frames, {built - taken:.0f} s for the pages")
     if not chosen.check:
         return 0
-    from .site_check import main as check  # here: it needs a browser
-
-    return check([str(out)])
+    return site_check.main([str(out)])
 
 
 if __name__ == "__main__":

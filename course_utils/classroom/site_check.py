@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import http.server
+import importlib.util
 import itertools
 import json
 import re
@@ -24,6 +25,8 @@ from urllib.parse import unquote, urlsplit
 from ..runtime import require, say
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHANNELS = ("chrome", "msedge", None)  # where macOS and Windows have them, which is not on PATH; None: Playwright's own
+PACKAGES = ("playwright", "axe_playwright_python")  # of the extra [test]
 FLAGS = [  # no sandbox, as in containers; every host but this machine is unknown
     "--no-sandbox",
     "--disable-gpu",
@@ -38,8 +41,22 @@ FIGURE = re.compile(
     re.DOTALL,
 )
 READY = "() => !window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
+WIDTHS = 390, 1280, 1366  # of windows, in pixels: a phone and two laptops
 PATIENCE = 5000  # milliseconds until a slider shows where it stands
 SERIOUS = ("serious", "critical")
+SPREAD = """() => {  // all slides of a deck one below the other, with their answers: axe sees only what is shown
+    document.body.classList.add('measuring')
+    document.querySelector('.slides').style.cssText = 'position: static; transform: none'
+    for (const slide of document.querySelectorAll('.slides section')) {
+        slide.removeAttribute('hidden')
+        slide.removeAttribute('aria-hidden')
+        slide.style.cssText = 'position: static; transform: none'
+    }
+    for (const answer of document.querySelectorAll('.fragment')) answer.classList.add('visible')
+    for (const part of document.querySelectorAll('html, body, .reveal')) {
+        part.style.cssText = 'height: auto; overflow: visible'
+    }
+}"""
 PLAIN = """() => {  // thousands of words in colour and strokes of formulas take axe half a minute on a page
     for (const code of document.querySelectorAll('pre')) code.textContent = code.textContent
     for (const formula of document.querySelectorAll('mjx-container')) formula.remove()
@@ -100,6 +117,26 @@ def served(site: Path) -> Iterator[str]:
         server.server_close()
 
 
+def check_packages() -> None:
+    """ValueError: what drives the browser is not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    require(
+        not missing, "site --check", f"no {' and no '.join(missing)}", "installed: python -m pip install -e .[test]"
+    )
+
+
+def open_browser(playwright: Any) -> Any:
+    """A browser from PATH, or from where the system keeps it; ValueError: there is none."""
+    if path := next(filter(None, map(shutil.which, BROWSERS)), None):
+        return playwright.chromium.launch(executable_path=path, args=FLAGS)
+    for channel in CHANNELS:
+        try:
+            return playwright.chromium.launch(channel=channel, args=FLAGS)
+        except Exception:  # Playwright's own kind of error: it is not there
+            continue
+    raise ValueError("browser: got none; allowed: Chrome, Chromium or Edge, or: python -m playwright install chromium")
+
+
 def faults(site: Path, pages: Iterable[str]) -> Iterator[str]:
     """What is wrong with these pages in a browser, one line each.
 
@@ -107,19 +144,21 @@ def faults(site: Path, pages: Iterable[str]) -> Iterator[str]:
     error, every slider shows the picture and the sentence of each position it is moved to, and axe-core finds no
     serious violation, light and dark.
     """
-    from axe_playwright_python.sync_playwright import Axe  # here: they are in the extra [test]
+    check_packages()
+    from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    require(path, "browser", "none", f"one of {', '.join(BROWSERS)}")
     axe = Axe()
     with sync_playwright() as playwright, served(site) as address:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = open_browser(playwright)
         for name in pages:
             for root in (address, site.resolve().as_uri()):
                 page = browser.new_page(viewport={"width": 1280, "height": 800})
                 wrong = _opened(page, root, name) + still_sliders(page)
                 if root == address:
+                    wrong += cut_off(page)
+                    if page.evaluate("!!window.Reveal"):
+                        page.evaluate(SPREAD)
                     wrong += _violations(axe, page, "light") + _violations(axe, page, "dark")
                 page.close()
                 yield from (f"{root.split(':')[0]} {name}: {line}" for line in wrong)
@@ -134,6 +173,16 @@ def _opened(page: Any, root: str, name: str) -> list[str]:
     page.on("request", lambda asked: None if asked.url.startswith((root, "data:")) else wrong.append(asked.url))
     page.goto(f"{root}/{name}")
     page.wait_for_function(READY)
+    return wrong
+
+
+def cut_off(page: Any) -> list[str]:
+    """Widths of a window at which the page is wider."""
+    wrong = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        if (wide := page.evaluate("document.documentElement.scrollWidth")) > width:
+            wrong.append(f"is {wide} pixels wide in a window of {width}")
     return wrong
 
 
@@ -156,13 +205,13 @@ def still_sliders(page: Any) -> list[str]:
         data = json.loads(figure.locator("script").inner_text())
         figure.evaluate(ITS_SLIDE)
         for k, control in enumerate(figure.locator("input").all()):
-            moved = _move(figure, control, data, k)
+            moved = move(figure, control, data, k)
             if moved:
                 wrong.append(f"figure {number}, slider {k + 1}: {moved}")
     return wrong
 
 
-def _move(figure: Any, control: Any, data: dict, k: int) -> str:
+def move(figure: Any, control: Any, data: dict, k: int) -> str:
     """Press arrow keys until the picture is another one; what is wrong, or an empty text.
 
     The other sliders stand where this one changes the picture, by the frames themselves.
@@ -215,9 +264,13 @@ def main(arguments: Sequence[str]) -> int:
         say(f"site: got {site}; allowed: a folder that `python course.py site` made", sys.stderr)
         return 2
     count = 0
-    for line in itertools.chain(broken_links(site), faults(site, pages)):
-        say(line, sys.stderr)
-        count += 1
+    try:
+        for line in itertools.chain(broken_links(site), faults(site, pages)):
+            say(line, sys.stderr)
+            count += 1
+    except ValueError as error:  # nothing to check with
+        say(error, sys.stderr)
+        return 2
     say(f"{len(pages)} pages, links and all, from a file server and from the disk: {count or 'no'} faults")
     return int(count > 0)
 

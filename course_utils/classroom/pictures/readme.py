@@ -1,4 +1,7 @@
-"""The picture of README.md: what notebook 01 finds, in six steps with the same 26 letters; moving, and as one sheet."""
+"""The picture of README.md: what notebook 01 finds, in six steps with the same 26 letters; moving, and as one sheet.
+
+What moves plays once and stands still on the last step, which says what the course is about.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,7 @@ def write(steps: Sequence[Figure], alt: str, folder: Path) -> None:
     for k, part in enumerate(parts):
         sheet.paste(part, (k % 2 * width, k // 2 * height))
     gif, png, inside = io.BytesIO(), io.BytesIO(), PngInfo()
-    moves = {"save_all": True, "append_images": parts[1:], "duration": round(1000 * SECONDS), "loop": 0}
+    moves = {"save_all": True, "append_images": parts[1:], "duration": round(1000 * SECONDS)}  # no "loop": plays once
     parts[0].save(gif, "GIF", comment=alt.encode(), **moves)
     inside.add_itxt("Description", alt)
     sheet.save(png, "PNG", pnginfo=inside, optimize=True)
