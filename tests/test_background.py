@@ -152,7 +152,7 @@ list(side_by_side(call, {k: (f"{sys.argv[1]}/{k}",) for k in "ab"}, 2))
 def test_what_killed_runs_left_is_taken_away_and_what_living_ones_need_stays(tmp_path):
     left = {"checkpoints/LDAM-0.json": ENDED, "checkpoints/cross-entropy-0.json": myself()}
     for where in ("", "cells/", "checkpoints/"):
-        left |= {f"{where}.LDAM-0.json.{pid}.tmp": "half" for pid in (ENDED["pid"], os.getpid())}
+        left |= {f"{where}.half.json.{pid}.tmp": "half" for pid in (ENDED["pid"], os.getpid())}
     for name, what in left.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(what))
