@@ -170,7 +170,8 @@ def test_splits(here, data):
     other = load_splits(settings, 1)
     drawn = data in ("tiny-imagenet", "inaturalist-2018")
     assert (sorted(other[1].paths.tolist()) != sorted(validation.paths.tolist())) == drawn
-    assert (f"{data}, of whose {HELD[data][0]} validation images a class 1 are for choices" == note) == drawn
+    held = HELD[data][0]
+    assert (f"{data}, of whose {held} validation images a class 1 for choices, {held - 1} the test" == note) == drawn
 
 
 def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):

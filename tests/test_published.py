@@ -17,6 +17,7 @@ from course_utils.experiments.published import (
     about,
     compared,
     left_out,
+    not_the_same,
     protocols_of,
     published_rows,
     published_table,
@@ -76,7 +77,9 @@ def test_published_numbers_of_images_are_those_of_the_profiles(name):
         make = {"exponential": exponential_counts, "step": step_counts}[own["profile"]]
         assert sum(make(classes, 50_000 // classes, own["ratio"])) == images
     else:
-        assert COUNTS[own["data"]].counts["train"][0] == images
+        counts = COUNTS[own["data"]].counts
+        assert counts["train"][0] == images
+        assert about(name).get("test") in (None, counts.get("test", counts["validation"])[0])
 
 
 @pytest.mark.parametrize(
@@ -181,6 +184,36 @@ def test_images_set_aside_are_told_and_other_studies_have_no_such_part():
     assert "- Pixels: the published ones." in text
     short = read_study(RESULTS / "cifar10-lt-short")
     assert "Beside published numbers" not in report_text(*short)
+
+
+def test_a_report_of_inaturalist_says_what_its_test_is_and_that_the_published_one_chose_the_epoch():
+    """Their validation images are their test; ours is two of the three images of a class."""
+    chosen = {(o.source, o.protocol): o.best_on_test for o in NUMBERS if o.group == "all" and o.kind == "memory"}
+    assert chosen["Kang 2020", "inaturalist-2018, ResNet-50"] is True
+    assert chosen["Kang 2020", "places-lt, ResNet-152"] is False
+    settings = LARGE["inaturalist-2018"].settings()
+    data = {"counts": [437_513], "test": 2 * 8142, "note": "inaturalist-2018"}
+    cells = [{"data": data, "seed": 0, "precision": "bfloat16"}]
+    lines = not_the_same("inaturalist-2018, ResNet-50", settings, cells, ["cRT"])
+    assert "Test images: 16,284 here, published 24,426; the others are for choices here." in lines
+    assert any("the best on the test: Kang 2020" in line for line in lines)
+    assert any(line.startswith("Kang 2020: the validation images are the test: ") for line in lines)
+    same = [{**cells[0], "data": data | {"test": 24_426}}]
+    assert not any("Test images" in line for line in not_the_same("inaturalist-2018, ResNet-50", settings, same, []))
+
+
+@pytest.mark.parametrize(
+    ("source", "protocol", "said"),
+    [
+        ("Zhao 2020", "5 x 20", "the average leaves out the first task"),
+        ("Menon 2021", "cifar10-lt", "1,241 on CIFAR-10 and 1,419 on CIFAR-100, not 200"),
+        ("Masana 2022", "50 + 10 x 5", "ten runs with one order of the classes, from 38.8 to 50.0"),
+        ("Kang 2020", "places-lt, ResNet-152", "stage 1 has no released configuration"),
+    ],
+)
+def test_what_one_must_know_of_a_number_stands_beside_it(source, protocol, said):
+    notes = {one.note for one in NUMBERS if (one.source, one.protocol) == (source, protocol)}
+    assert len(notes) == 1 and said in notes.pop()
 
 
 def shown(monkeypatch, *arguments, **options):

@@ -159,8 +159,8 @@ def large_splits(settings: Mapping[str, Any], seed: int) -> tuple[Labeled, Label
         test = parts["test"]
     else:
         test, validation = hold_out(validation, FOR_CHOICES[name], seed=seed)
-        per_class = int(parts["validation"].counts.max())
-        note = f"{name}, of whose {per_class} validation images a class {int(validation.counts.max())} are for choices"
+        all_of, chosen = (int(part.counts.max()) for part in (parts["validation"], validation))
+        note = f"{name}, of whose {all_of} validation images a class {chosen} for choices, {all_of - chosen} the test"
     if counts := profile_counts(settings, train):
         train = long_tailed(train, counts, seed=seed)
     return train, validation, test, note

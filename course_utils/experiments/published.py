@@ -97,7 +97,7 @@ def protocols_of(settings: Mapping[str, Any]) -> list[str]:
 
 
 def about(protocol: str) -> dict[str, Any]:
-    """What the file says about a protocol: "what", and maybe "images", of training, and "settings"."""
+    """What the file says about a protocol: "what", and maybe "images", of training, "test" and "settings"."""
     known = _content(FILE)["protocols"]
     require(protocol in known, "protocol", repr(protocol), ", ".join(known))
     return known[protocol]
@@ -174,6 +174,9 @@ def not_the_same(
         n, aside = sum(counts), "" if sum(counts) >= found["images"] else ", as some are set aside for choices"
         drawn = "" if settings.get("profile") == "as it is" else "; every seed here draws its own"
         lines += [f"Training images: {n:,}, published {found['images']:,}{aside}{drawn}."]
+    tested = cells[0]["data"]["test"]
+    if tested != found.get("test", tested):
+        lines += [f"Test images: {tested:,} here, published {found['test']:,}; the others are for choices here."]
     by_epoch = {best: sorted({o.source for o in values if o.best_on_test is best}) for best in (True, False, None)}
     said = [f"{what}: {', '.join(by_epoch[best])}" for best, what in _EPOCHS.items() if by_epoch[best]]
     lines += [f"Epoch: here the last one; {'; '.join(said)}. The table best-epoch measures that habit on letters."]
