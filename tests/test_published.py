@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from course_utils.classroom.pictures.nb07 import weighted
 from course_utils.data import exponential_counts, step_counts
 from course_utils.experiments import best_epoch, published
 from course_utils.experiments.best_epoch import HABIT_METHODS, HABIT_SEEDS, PARTS, habit_cell, habit_summary, habits
+from course_utils.experiments.command import without_effect
 from course_utils.experiments.large import LARGE
 from course_utils.experiments.published import (
     FILE,
@@ -27,7 +28,7 @@ from course_utils.experiments.published import (
 )
 from course_utils.experiments.reports import report_text, rows_of
 from course_utils.experiments.runs import RESULTS, read_study, read_table
-from course_utils.experiments.studies import STUDIES
+from course_utils.experiments.studies import STUDIES, Study
 from course_utils.methods import METHODS
 from course_utils.photo_sets import PUBLISHED as COUNTS
 
@@ -69,7 +70,9 @@ def test_groups_are_columns_and_a_gap_is_no_number():
     assert values("50 + 10 x 5", "Douillard 2020", "average")["LUCIR"] == 61.22
 
 
-@pytest.mark.parametrize("name", [name for name in CONTENT["protocols"] if about(name).get("images")])
+@pytest.mark.parametrize(
+    "name", [name for name in CONTENT["protocols"] if {"images", "settings"} <= about(name).keys()]
+)
 def test_published_numbers_of_images_are_those_of_the_profiles(name):
     own, images = about(name)["settings"], about(name)["images"]
     if own["data"].startswith("cifar"):
@@ -118,8 +121,44 @@ def test_a_study_follows_a_protocol_if_nothing_that_counts_is_changed():
     assert protocols_of(replace(study, ratio=10).settings()) == ["cifar10-lt, ratio 10"]
     assert protocols_of(replace(study, profile="step").settings()) == ["cifar10-lt, step"]
     assert protocols_of(replace(study, epochs=12).settings()) == []
-    for other in ({"max_count": 500}, {"lr": 0.001}, {"batch_size": 8}, {"schedule": "cosine"}, {"augment": "none"}):
-        assert protocols_of(replace(study, **other).settings()) == [], other
+
+
+CHANGED = {
+    "data": "letters",
+    "profile": "step",
+    "max_count": 77,
+    "ratio": 3,
+    "size": 48,
+    "network": "SmallCNN",
+    "optimizer": "Adam",
+    "epochs": 7,
+    "batch_size": 8,
+    "lr": 0.123,
+    "weight_decay": 0.0,
+    "schedule": {"step": "cosine", "cosine": "step"},
+    "factor": 0.5,
+    "warmup": 0.5,
+    "defer_at": 0.5,
+    "augment": "none",
+    "features": "torchvision/resnet18",
+}
+BESIDE = {"what", "methods", "seeds", "validation", "validation_from", "precision", "shares"}  # a report tells them
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Study) if field.name not in BESIDE])
+@pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt", "imagenet-lt", "places-lt", "inaturalist-2018"])
+def test_every_change_of_a_recipe_leaves_the_protocol_or_is_refused(name, field):
+    study, value = (STUDIES | LARGE)[name], CHANGED[field]
+    value = value[study.schedule] if isinstance(value, dict) else value
+    assert protocols_of(study.settings()) and getattr(study, field) != value
+    followed = protocols_of(replace(study, **{field: value}).settings())
+    if field == "profile" and name.startswith("cifar"):
+        assert followed == [f"{name}, step"]
+    elif study.schedule == "cosine" and field == "defer_at":
+        assert followed, "when DRW starts is a choice of this course there"
+    else:
+        assert followed == [] or field in without_effect(study)
+        assert followed == [] or field in {"max_count", "ratio", "factor", "warmup"}, "of data as they are, of cosine"
 
 
 def test_of_two_numbers_of_one_source_the_first_counts():

@@ -21,6 +21,7 @@ from ..runtime import require
 FILE = Path(__file__).resolve().parents[2] / "data" / "published.json"
 LARGE = 3.0  # points: a larger difference is explained, or said to be unexplained
 OURS = "ours [95 %]"
+UNNAMED = {"optimizer": "SGD", "features": "none"}  # what `Study.settings()` leaves out
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,14 @@ def values(protocol: str, source: str, group: str = "all") -> dict[str, float]:
 
 
 def protocols_of(settings: Mapping[str, Any]) -> list[str]:
-    """The published protocols that a study with these settings follows; none for most."""
-    known = _content(FILE)["protocols"]
+    """The published protocols that a study with these settings follows; none for most.
+
+    Not part of a protocol: precision and where images for choices come from, which `not_the_same()` tells, and of a
+    cosine schedule when DRW starts.
+    """
+    known, found = _content(FILE)["protocols"], {**UNNAMED, **settings}
     wanted = {name: about["settings"] for name, about in known.items() if "settings" in about}
-    return [name for name, own in wanted.items() if own.items() <= {k: settings.get(k) for k in own}.items()]
+    return [name for name, own in wanted.items() if own.items() <= {k: found.get(k) for k in own}.items()]
 
 
 def about(protocol: str) -> dict[str, Any]:
