@@ -182,7 +182,9 @@ def test_notebooks_are_found_by_number_name_or_path(tmp_path):
 def test_the_command_stops_at_the_first_error_and_names_the_notebook(tmp_path, monkeypatch, capsys):
     paths = [write(tmp_path, code, name=f"0{i}_x.ipynb") for i, code in enumerate(["1", "undefined", "2"])]
     monkeypatch.setattr(notebooks, "find_notebooks", lambda names: paths)
+    monkeypatch.setattr(notebooks, "FRAMES", tmp_path / "frames")
     assert notebooks.main([]) == 1
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["00_x"], "nothing is left of what failed"
     captured = capsys.readouterr()
     assert captured.out.startswith("00_x.ipynb") and captured.out.count("\n") == 1
     assert "01_x.ipynb: not saved" in captured.err and "NameError" in captured.err
