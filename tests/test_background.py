@@ -151,6 +151,7 @@ list(side_by_side(call, {k: (f"{sys.argv[1]}/{k}",) for k in "ab"}, 2))
 
 def test_what_killed_runs_left_is_taken_away_and_what_living_ones_need_stays(tmp_path):
     left = {"checkpoints/LDAM-0.json": ENDED, "checkpoints/cross-entropy-0.json": myself()}
+    left |= {".mine.tmp": "not of a run", "checkpoints/mine.json": "no mark"}
     for where in ("", "cells/", "checkpoints/"):
         left |= {f"{where}.half.json.{pid}.tmp": "half" for pid in (ENDED["pid"], os.getpid())}
     for name, what in left.items():

@@ -108,13 +108,15 @@ def run_study(
 
 
 def _take_away_what_killed_runs_left(folder: Path) -> None:
-    """Files half written, and marks of who computes a cell; those of a process that lives stay."""
-    for half in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:  # write_atomically() names its process
-        if not psutil.pid_exists(int(half.name.split(".")[-2])):
+    """Files half written, and marks of who computes a cell. What a living process needs stays, and what is not ours."""
+    for half in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        process = half.name.split(".")[-2]  # write_atomically() names it
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
             half.unlink(missing_ok=True)
     for mark in (folder / "checkpoints").glob("*.json"):
-        if mark.name != PLAN and (who := read_who(mark)) is not None and is_alive(who) is False:
-            mark.unlink(missing_ok=True)
+        with contextlib.suppress(ValueError):  # it says something else
+            if mark.name != PLAN and (who := read_who(mark)) is not None and is_alive(who) is False:
+                mark.unlink(missing_ok=True)
 
 
 def _ask(cluster: str | None, function: Callable, *arguments: Any) -> Any:
