@@ -74,12 +74,27 @@ def test_a_second_run_is_refused_in_one_line_and_harms_nothing(tmp_path, capsys)
         assert [path.name for path in tmp_path.iterdir()] == [LOCK] and (tmp_path / LOCK).read_bytes() == before
 
 
+def test_setting_the_clock_makes_no_process_dead(tmp_path, monkeypatch):
+    """On Linux, where psutil's times of processes move with it."""
+    if not psutil.LINUX:
+        pytest.skip("elsewhere the system keeps the time at which a process started")
+    started = psutil.Process.create_time
+    with alone_in(tmp_path):
+        monkeypatch.setattr(psutil, "boot_time", lambda boot=psutil.boot_time: boot() + 3600)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: started(process) + 3600)
+        assert is_alive(read_who(tmp_path / LOCK)) is True
+        with pytest.raises(ValueError, match="works; allowed: another folder"):
+            with alone_in(tmp_path):
+                pass
+        assert is_alive(myself() | {"born": myself()["born"] + 3}) is False, "another process with this number"
+
+
 @pytest.mark.parametrize("odd", [{}, {"pid": os.getpid()}])  # no such process; another one that has its number now
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, odd):
     (tmp_path / LOCK).write_text(json.dumps(ENDED | odd))
     assert is_alive(read_who(tmp_path / LOCK)) is False and stop(tmp_path) == f"nothing runs in {tmp_path}"
     with alone_in(tmp_path):
-        assert read_who(tmp_path / LOCK)["born"] == myself()["born"]
+        assert read_who(tmp_path / LOCK)["born"] == pytest.approx(myself()["born"], abs=1)
     assert not (tmp_path / LOCK).exists()
 
 
@@ -290,6 +305,15 @@ def test_a_run_in_the_background_is_watched_stopped_and_taken_up_with_an_equal_r
     for path in (whole / "cells").iterdir():
         again = json.loads((here / "cells" / path.name).read_text())
         assert without_seconds(again) == without_seconds(json.loads(path.read_text()))
+
+
+def test_the_process_that_works_is_named_where_a_launcher_starts_it(tmp_path):
+    """As python.exe of a virtual environment on Windows does."""
+    launcher = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+    words = [*WORDS, "LDAM", "--epochs", "60", "--out", str(tmp_path)]
+    said = background.start(tmp_path, words, ("-c", launcher, *PROGRAM))
+    who = read_who(tmp_path / LOCK)
+    assert said.startswith(f"process {who['pid']} runs in the background") and "is stopped" in stop(tmp_path)
 
 
 def test_what_goes_wrong_at_once_is_told_at_once_and_the_log_keeps_it(tmp_path):

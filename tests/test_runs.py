@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from course_utils.experiments import runs
-from course_utils.experiments.background import LOCK, PLAN, is_alive, read_who
+from course_utils.experiments.background import LOCK, PLAN, alone_in, is_alive, read_who
 from course_utils.experiments.progress import status_text
 from course_utils.experiments.reports import best_on_validation, difference_figure, report_text, rows_of, write_report
 from course_utils.experiments.runs import read_study, run_study
@@ -218,19 +218,24 @@ def test_a_cluster_of_two_workers_one_of_them_killed_gives_the_same_report(whole
     ) as cluster:
         with distributed.Client(cluster.scheduler_address) as client:
             processes = list(client.run(os.getpid).values())
-        killed = []
+        killed, said = [], []
 
         def kill_one():
             deadline = time.monotonic() + 120
             while len(list((tmp_path / "cells").glob("*.json"))) < 3 and time.monotonic() < deadline:
                 time.sleep(0.02)
+            said.append(status_text(tmp_path).splitlines())
             killed.append(len(list((tmp_path / "cells").glob("*.json"))))
             os.kill(processes[0], signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        cells = run_study("tiny", TINY, tmp_path, cluster=cluster.scheduler_address)
+        with alone_in(tmp_path):
+            cells = run_study("tiny", TINY, tmp_path, cluster=cluster.scheduler_address)
         killer.join()
+    lines = said[0]
+    knows = f" of 9 trainings are finished, the cluster at {cluster.scheduler_address} knows which are under way"
+    assert lines[0].endswith(knows) and "works process" in lines[1] and "time left" not in lines[-1]
     assert len(processes) == 2 and 3 <= killed[0] < 9 == len(cells)
     assert report_of(tmp_path) == whole[1]
 

@@ -7,7 +7,6 @@ FOLDER/log.txt          what runs in the background have said
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -27,20 +26,21 @@ from ..runtime import require
 LOCK, LOG = "running.json", "log.txt"
 PLAN = "study.json"  # in FOLDER/checkpoints: what the run that works here was asked for, in its order
 PATIENCE = 120  # seconds for a process to start or to end, where others have all the cores
-SAME = 10  # seconds: a process born at another time only has the same number
+SAME = 2 if psutil.LINUX else 10  # seconds: a process born at another time only has the same number
 
 
 # ---- who works here --------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _born(pid: int) -> float:
-    return psutil.Process(pid).create_time()
+def _born(process: psutil.Process) -> float:
+    """Seconds. Linux counts from the start of the computer: psutil adds its time, which moves when the clock is set."""
+    return process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0)
 
 
 def myself() -> dict[str, Any]:
     """What tells this process from all others, also on a disk that several computers share."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid()), "since": time.time()}
+    me = psutil.Process()
+    return {"host": socket.gethostname(), "pid": me.pid, "born": _born(me), "since": time.time()}
 
 
 def is_alive(who: Mapping[str, Any]) -> bool | None:
@@ -49,7 +49,7 @@ def is_alive(who: Mapping[str, Any]) -> bool | None:
         return None
     try:
         process = psutil.Process(who["pid"])
-        return abs(process.create_time() - who["born"]) < SAME and process.status() != psutil.STATUS_ZOMBIE
+        return abs(_born(process) - who["born"]) < SAME and process.status() != psutil.STATUS_ZOMBIE
     except psutil.AccessDenied:
         return True
     except psutil.NoSuchProcess:
@@ -178,7 +178,7 @@ def start(folder: Path, arguments: Sequence[str], program: Sequence[str] = ("-m"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, *program, *arguments, "--detached"]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COURSE_QUIET": "1"}
-    windows = ("CREATE_NEW_PROCESS_GROUP", "DETACHED_PROCESS", "IDLE_PRIORITY_CLASS")
+    windows = ("CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW", "IDLE_PRIORITY_CLASS")  # workers need a console there
     flags = sum(getattr(subprocess, name, 0) for name in windows)
     with open(folder / LOG, "ab") as log:
         begin = log.tell()
@@ -193,11 +193,12 @@ def start(folder: Path, arguments: Sequence[str], program: Sequence[str] = ("-m"
             start_new_session=True,
             creationflags=flags,
         )
-    deadline, lasting = time.monotonic() + PATIENCE, 0
+    deadline, lasting, pid = time.monotonic() + PATIENCE, 0, child.pid
     while child.poll() is None and lasting < 10 and time.monotonic() < deadline:
         time.sleep(0.2)
         who = read_who(folder / LOCK)
-        lasting += who is not None and who["pid"] == child.pid  # an error of the first two seconds is told here
+        if who is not None and who["pid"] in _with_children(child.pid):
+            pid, lasting = who["pid"], lasting + 1  # an error of the first two seconds is told here
     said = (folder / LOG).read_bytes()[begin:].decode("utf-8", "replace").splitlines()[1:]
     if child.poll() is not None:
         text = "\n".join(said) or f"the run ended with code {child.returncode}"
@@ -207,9 +208,16 @@ def start(folder: Path, arguments: Sequence[str], program: Sequence[str] = ("-m"
     child.returncode = 0  # it is left to itself
     command = "python -m course_utils experiments"
     return (
-        f"process {child.pid} runs in the background with the lowest priority; its log is {folder / LOG}\n"
+        f"process {pid} runs in the background with the lowest priority; its log is {folder / LOG}\n"
         f"how far it is: {command} status --out {folder}\nto end it:     {command} stop --out {folder}"
     )
+
+
+def _with_children(pid: int) -> set[int]:
+    """In a virtual environment on Windows, python.exe starts the process that runs the program."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {pid, *(child.pid for child in psutil.Process(pid).children())}
+    return {pid}
 
 
 def stop(folder: Path) -> str:

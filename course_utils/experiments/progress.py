@@ -40,12 +40,14 @@ def status_text(folder: Path) -> str:
     begun = {name: part for name, part in parts.items() if part["epochs"] and name not in active}
     epochs = asked["settings"].get("epochs") if "methods" in asked else None  # a table keeps no checkpoints
     waiting = [name for name in parts if name not in active and name not in begun]
+    cluster = asked.get("cluster") if who is not None and is_alive(who) is not False else None
     done = len(cells) - len(parts)
-    lines.insert(0, f"{asked['study']}: {done} of {len(cells)} trainings are finished, {len(active)} under way")
+    now = f"{len(active)} under way" if cluster is None else f"the cluster at {cluster} knows which are under way"
+    lines.insert(0, f"{asked['study']}: {done} of {len(cells)} trainings are finished, {now}")
     lines += [f"under way: {name}, {_epochs_text(part, epochs)}" for name, part in active.items()]
     lines += [f"stopped:   {name}, {_epochs_text(part, epochs)}" for name, part in begun.items()]
     lines += [f"missing:   {name}" for name in waiting]
-    if parts:
+    if parts and cluster is None:
         lines.append(_left_text({n: c for n, c in found.items() if c is not None}, parts, epochs, max(1, len(active))))
     return "\n".join(lines)
 

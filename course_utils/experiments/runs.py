@@ -83,7 +83,8 @@ def run_study(
     how: dict[str, Any] = {"source": source, "skip_broken": skip_broken}
     if "features" in settings and cluster is None:
         how["kept"] = str(folder.resolve() / "features")
-    cells, plan = cells_of(folder, asked, checkpoints=None if cluster else checkpoints, **how), asked
+    cells = cells_of(folder, asked, checkpoints=None if cluster else checkpoints, **how)
+    plan = asked if cluster is None else asked | {"cluster": cluster}
     if old:  # what earlier runs asked for stays asked for
         read_json(path, settings=settings)
         asked |= {"study": old["study"]} | {k: [*asked[k], *old[k]] for k in ("methods", "seeds") if k in asked}
