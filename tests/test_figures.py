@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 
 import matplotlib
 import nbformat
@@ -38,6 +39,17 @@ def test_groups_differ_in_colour_marker_and_hatch():
     for style in (GROUP_COLORS, GROUP_MARKERS, GROUP_HATCHES):
         assert len({style[group] for group in ("many", "medium", "few")}) == 3
     assert figures.group_of(COUNTS) == ["many", "medium", "medium", "few"]
+
+
+def test_korean_and_chinese_names_have_letters_where_a_font_is_installed(axes):
+    families = plt.rcParams["font.family"]
+    assert families[0] == "sans-serif" and len(families) <= 3
+    if len(families) == 1:
+        pytest.skip("no Korean or Chinese font among those that are looked for")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of letters that its fonts do not have
+        axes.set_title("가지 cat" if set(figures._KOREAN) & set(families) else "茄子 cat")
+        axes.figure.canvas.draw()
 
 
 def test_class_bars_have_the_heights_in_the_order_asked_for(axes):

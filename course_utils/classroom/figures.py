@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -51,7 +52,10 @@ Counts = Sequence[int]
 SHOWN_DPI, STORED_DPI = 100, 160  # a picture is shown smaller than it is stored: sharp on a projector, and zoomed in
 plt.rc(("figure", "savefig"), dpi=STORED_DPI)
 plt.rc("figure.constrained_layout", use=True, h_pad=0.08)
-plt.rc("font", size=11)
+_KOREAN = "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "NanumGothic", "UnDotum"
+_CHINESE = "Noto Sans CJK SC", "Microsoft YaHei", "SimHei", "Hiragino Sans GB", "Heiti TC", "WenQuanYi Micro Hei"
+_installed = [next((name for name in names if name in get_font_names()), None) for names in (_KOREAN, _CHINESE)]
+plt.rc("font", size=11, family=["sans-serif", *filter(None, _installed)])  # class names are in any language
 plt.rc("axes", grid=True, axisbelow=True)
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("grid", alpha=0.25)
