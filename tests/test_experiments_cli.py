@@ -325,7 +325,7 @@ def test_help_is_there(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "lettres"], "name: got 'lettres'; allowed: letters, fashion"),
+        (["run", "lettres"], "name: got 'lettres', which is no folder; allowed: letters, fashion"),
         (["run", "letters", "--methods", "LDAM-DRW"], "method: got 'LDAM-DRW'; allowed: cross-entropy"),
         (["run", "letters", "--jobs", "0"], "jobs: got 0; allowed: at least 1"),
         (["run", "letters", "--epochs", "0", "--jobs", "1"], "epochs: got 0; allowed: at least 1"),
