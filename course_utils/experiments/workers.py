@@ -139,7 +139,7 @@ def on_cluster(address: str, function: Callable[..., Any], calls: Mapping[Any, t
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError:
-        raise ValueError("cluster: Dask is not installed; run `pip install .[cluster]`") from None
+        raise ValueError('cluster: Dask is not installed; run `pip install ".[cluster]"`') from None
     try:
         client = Client(address, timeout=20)
     except (OSError, ValueError) as error:
