@@ -415,7 +415,7 @@ def main(arguments: list[str]) -> int:
     every = [judged for row in rows for judged in row.judged.values()]
     found = Counter(judged.verdict for judged in every)
     counts = ", ".join(f"{found[verdict]} {verdict}" for verdict in VERDICTS if found[verdict])
-    say(f"{len(rows)} submissions in {time.perf_counter() - start:.0f} s: {counts}", sys.stderr)
+    say(f"{len(rows)} submission{'s' * (len(rows) != 1)} in {time.perf_counter() - start:.0f} s: {counts}", sys.stderr)
     if not all(judged.no_network for judged in every):
         say("the network was refused from Python alone, not by the kernel: see --help", sys.stderr)
     return 0

@@ -50,13 +50,13 @@ def remember(number: str) -> None:
 
 
 def rows() -> list[dict[str, str]]:
-    """For `figures.show_table()`: each notebook with its exercises, ✅ for those that are done."""
+    """For `figures.show_table()`: each notebook with its exercises, ✓ before those that are done."""
     from . import exercises  # it imports this file
 
     done, table = passed(), []
     for name in sorted(m.name for m in pkgutil.iter_modules(exercises.__path__) if m.name.startswith("nb")):
         numbers = list(importlib.import_module(f"{exercises.__name__}.{name}").EXERCISES)
-        marks = "  ".join(f"{'✅' if n in done else '▫️'} {n}" for n in numbers)
+        marks = "  ".join(f"{'✓' if n in done else '○'} {n}" for n in numbers)
         table.append(
             {"notebook": name[2:], "done": f"{len(done & set(numbers))} of {len(numbers)}", "exercises": marks}
         )
