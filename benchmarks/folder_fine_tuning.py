@@ -19,7 +19,8 @@ import torch
 from course_utils.backbones import backbone, cached_features, fine_tune, train_heads, whole_model
 from course_utils.experiments.cells import plain, write_json
 from course_utils.experiments.photographs import with_features
-from course_utils.experiments.studies import STUDIES, load_splits
+from course_utils.experiments.studies import STUDIES
+from course_utils.experiments.study_data import load_splits
 from course_utils.metrics import difference_text, mean_and_spread, per_class_accuracy
 from course_utils.photos import Photos
 from course_utils.training import predict
