@@ -69,6 +69,7 @@ CHOICES = {
     "augment": tuple(AUGMENTATIONS | PHOTO_AUGMENTATIONS),
     "precision": ("auto", "float32", "bfloat16"),
 }
+USUAL: dict[str, Any] = {"optimizer": "SGD", "features": "none", "shares": None, "validation_from": "set aside"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +134,10 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """What has to be the same in all cells of a comparison: all but methods, seeds and `what`.
 
-        What is as it was before there was a choice is not named, so that earlier results stay valid.
+        What is as in `USUAL`, from before there was a choice, is not named, so that earlier results stay valid.
         """
-        usual = {"optimizer": "SGD", "features": "none", "shares": None, "validation_from": "set aside"}
         found = {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
-        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
+        return {k: v for k, v in found.items() if k not in USUAL or v != USUAL[k]}
 
 
 _CIFAR = Study(
@@ -313,7 +313,7 @@ def run_options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
         look = view_of(settings)
         words["network"] = NETWORKS | PHOTO_NETWORKS
         words["augment"] = {name: augmented(look) for name, augmented in PHOTO_AUGMENTATIONS.items()}
-    settings = {"optimizer": "SGD"} | settings
+    settings = USUAL | settings
     for name, allowed in words.items():
         require(settings[name] in allowed, name, repr(settings[name]), ", ".join(allowed))
     same = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "defer_at")}
