@@ -175,6 +175,14 @@ def test_splits(here, data):
     assert (f"{data}, of whose {held} validation images a class 1 for choices, {held - 1} the test" == note) == drawn
 
 
+def test_a_tail_that_asks_for_more_than_there_is_says_so(here):
+    """As with all other data: 12, 4 and 2 photographs are asked for, each class has 6."""
+    settings = LARGE["tiny-imagenet-lt"].settings() | {"size": 16, "max_count": 12, "ratio": 6}
+    train, _, _, note = load_splits(settings, 0)
+    assert train.counts.tolist() == [6, 4, 2]
+    assert note.endswith("; 1 classes have fewer images than asked for: ratio 3 instead of 6")
+
+
 def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
     about = replace(PUBLISHED["places-lt"], counts=lay_out("places-lt", tmp_path))
     file = tmp_path / "Places_LT" / "Places_LT_test.txt"
