@@ -26,11 +26,12 @@ import torch
 
 from course_utils.backbones import backbone, cached_features, fine_tune, train_heads, whole_model
 from course_utils.data import set_aside
+from course_utils.experiments.cells import percent_text
 from course_utils.experiments.photographs import with_features
 from course_utils.experiments.studies import STUDIES, Study
 from course_utils.experiments.study_data import load_splits
 from course_utils.machinery.files import DATA_FOLDER
-from course_utils.metrics import balanced_accuracy, difference_text, mean_and_spread
+from course_utils.metrics import balanced_accuracy, difference_text
 from course_utils.photos import Photos, View
 from course_utils.runtime import write_atomically
 from course_utils.training import predict
@@ -95,7 +96,7 @@ def main(arguments: list[str]) -> int:
             text = json.dumps(about | {"splits": rows}, indent=1) + "\n"
             write_atomically(options.json, lambda file, text=text: file.write(text.encode()))
     for name in ("frozen", "fine-tuned"):
-        print(name, "{:.1f} ± {:.1f}".format(*mean_and_spread(row["test"][name] for row in rows)))
+        print(name, percent_text(row["test"][name] / 100 for row in rows))
     gains = [row["test"]["fine-tuned"] - row["test"]["frozen"] for row in rows]
     print("fine-tuned minus frozen, points on test pictures:", difference_text(gains))
     return 0
