@@ -6,7 +6,6 @@ from . import (
     decoupling,
     experiments,
     fine_tuning,
-    folder_fine_tuning,
     incremental,
     losses,
     openworld,
@@ -25,7 +24,6 @@ BENCHMARKS = {
     "fine-tuning": fine_tuning.main,
     "photographs": photographs.main,
     "photograph-folders": photograph_folders.main,
-    "folder-fine-tuning": folder_fine_tuning.main,
 }
 
 

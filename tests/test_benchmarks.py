@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.__main__ import BENCHMARKS, main
 
@@ -107,11 +108,39 @@ def test_the_photographs_benchmark_runs_and_its_ways_agree(tmp_path, capsys):
 
 
 def test_the_fine_tuning_benchmark_says_what_its_splits_say(tmp_path, capsys, monkeypatch):
-    def one_split(seed, size, epochs):
+    def one_split(parts, seed, size, epochs, lr):
         test = {"frozen": 50.0, "fine-tuned": 50.0 + seed}
         return {"seed": seed, "size": size, "epochs": epochs, "test": test}
 
     monkeypatch.setattr("benchmarks.fine_tuning.one_split", one_split)
     result, printed = measured("fine-tuning --size 32 --epochs 2 --splits 3", tmp_path, capsys)
     assert [row["seed"] for row in result["splits"]] == [0, 1, 2] and result["splits"][0]["size"] == 32
+    assert "frozen 50.0 ± 0.0" in printed and "fine-tuned 51.0 ± 1.0" in printed
     assert "fine-tuned minus frozen, points on test pictures: +1.0 [-1.5, +3.5] tie" in printed
+
+
+def test_the_fine_tuning_benchmark_takes_clip_art_or_a_folder(tmp_path, capsys, monkeypatch):
+    for label in range(2):
+        for number in range(12):
+            path = tmp_path / "pictures" / f"class {label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (20 * number, 90, 200 * label)).save(path)
+    seen = []
+
+    def one_split(parts, seed, size, epochs, lr):
+        seen.append(parts(seed, size))
+        return {"test": {"frozen": 50.0, "fine-tuned": 50.0}}
+
+    monkeypatch.setattr("benchmarks.fine_tuning.one_split", one_split)
+    measured("fine-tuning --size 32 --splits 1", tmp_path, capsys)
+    study = '{"profile":"exponential","max_count":6,"ratio":3,"validation":2}'
+    found, _ = measured(f"fine-tuning {tmp_path / 'pictures'} --size 24 --splits 1 --study {study}", tmp_path, capsys)
+    assert found["study"]["max_count"] == 6 and found["lr"] == 0.01
+    for parts, look in zip(seen, [(18, 32, "pad"), (2, 24, "crop")], strict=True):
+        assert [(part.num_classes, part.view.size, part.view.fit) for part in parts] == [look] * 3
+        paths = [set(part.paths.tolist()) for part in parts]
+        assert sum(map(len, paths)) == len(set.union(*paths)), "no picture is in two parts"
+    assert [len(part) for part in seen[1]] == [6 + 2, 4, 6]
+    with pytest.raises(SystemExit):
+        main(["fine-tuning", "--study", study])
+    assert "--study: allowed only with a folder" in capsys.readouterr().err

@@ -2,12 +2,11 @@
 where it cannot.
 
 COURSE_BROWSER_NOTEBOOKS=01,06 adds these notebooks in full; COURSE_BROWSER_SHOTS=folder keeps pictures of all of each.
-Skipped where there is no Chromium or Chrome.
+Skipped where there is no browser that Playwright can drive.
 """
 
 import json
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -22,23 +21,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from course_utils.classroom.notebooks import find_notebooks
+from course_utils.classroom.site_check import open_browser
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
 
-FLAGS = [  # no sandbox, as in containers; and nothing that reaches out by itself
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--no-proxy-server",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 SETTINGS = {  # every cell in the page, also those out of sight; no question about news in a corner
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -97,7 +83,18 @@ def wait_until_it_answers(server, address, log, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def browser():
+    with api.sync_playwright() as playwright:
+        try:
+            browser = open_browser(playwright)
+        except ValueError as error:
+            pytest.skip(str(error))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, browser):
     """A JupyterLab with settings of its own: (folder that it serves, function from a file name to its address)."""
     home = tmp_path_factory.mktemp("lab")
     folder, token, port = home / "notebooks", os.urandom(16).hex(), free_port()
@@ -115,8 +112,7 @@ def lab(tmp_path_factory):
         "IPYTHONDIR": "ipython",
     }
     variables = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", **{key: str(home / name) for key, name in own.items()}}
-    # The last makes kernels hide what worker processes print.
-    for name in ("COURSE_QUIET", "COURSE_SWEEP_WIDGETS", "PYTEST_CURRENT_TEST"):
+    for name in ("COURSE_QUIET", "COURSE_SWEEP_WIDGETS", "PYTEST_CURRENT_TEST"):  # the last hides what workers print
         variables.pop(name, None)
     command = [
         sys.executable,
@@ -145,14 +141,6 @@ def lab(tmp_path_factory):
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""studies.py and `python -m course_utils experiments`: data of the experiments, any folder of images, errors."""
+"""Studies, their data and `python -m course_utils experiments`: named data, any folder of images, errors."""
 
 import json
 import subprocess
@@ -13,10 +13,11 @@ from PIL import Image
 
 from course_utils import __main__
 from course_utils.data import LabeledImages, long_tailed, long_tailed_and_unused, set_aside
-from course_utils.experiments import studies
+from course_utils.experiments import studies, study_data
 from course_utils.experiments.command import main, methods, seeds
 from course_utils.experiments.reports import report_text
-from course_utils.experiments.studies import AUGMENTATIONS, STUDIES, load_splits, run_cell
+from course_utils.experiments.studies import AUGMENTATIONS, STUDIES, run_cell
+from course_utils.experiments.study_data import load_splits
 from course_utils.experiments.tables import TABLES
 from course_utils.methods import METHODS
 from course_utils.networks import NETWORKS
@@ -74,7 +75,7 @@ def test_training_images_of_cifar_are_the_published_ones_and_the_unused_ones_cho
     classes = len(counts) if name == "cifar10-lt" else 100
     whole = 50_000 // classes
     monkeypatch.setattr(
-        studies, "_read", lambda source, split, size, skip: (fake(whole if split == "train" else 20, classes), ())
+        study_data, "_read", lambda source, split, *_: (fake(whole if split == "train" else 20, classes), ())
     )
     train, validation, test, note = load_splits(study.settings(), 0)
     assert {j: n for j, n in enumerate(train.counts.tolist()) if j in counts} == counts
@@ -84,7 +85,7 @@ def test_training_images_of_cifar_are_the_published_ones_and_the_unused_ones_cho
 
 
 def test_the_short_study_sets_its_images_aside_as_it_did(monkeypatch):
-    monkeypatch.setattr(studies, "_read", lambda source, split, size, skip: (fake(5000, 10), ()))
+    monkeypatch.setattr(study_data, "_read", lambda source, split, *_: (fake(5000, 10), ()))
     settings = STUDIES["cifar10-lt-short"].settings()
     assert "validation_from" not in settings and STUDIES["cifar10-lt"].settings()["validation_from"] == "unused"
     train, validation, *_ = load_splits(settings, 0)
@@ -118,7 +119,7 @@ def test_a_class_without_images_to_choose_on_leaves_no_gap_in_cell_and_report(mo
         return replace(data, images=(noise + 60 * data.labels[:, None, None, None]).to(torch.uint8))
 
     parts = {"train": noisy(40), "test": noisy(20)}
-    monkeypatch.setattr(studies, "_read", lambda source, split, size, skip: (parts[split], ()))
+    monkeypatch.setattr(study_data, "_read", lambda source, split, *_: (parts[split], ()))
     methods = ("cross-entropy", "tau-normalization", "NCM", "cRT", "LWS", "logit adjustment")
     study = replace(STUDIES["cifar10-lt"], epochs=2, max_count=40, ratio=4, validation=5, network="MLP", seeds=(0,))
     settings = study.settings() | {"precision": "float32"}

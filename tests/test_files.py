@@ -15,7 +15,8 @@ from PIL import Image, ImageCms
 from test_data import damaged, save, write_fashion
 
 from course_utils.data import load_images
-from course_utils.experiments.studies import STUDIES, load_splits
+from course_utils.experiments.studies import STUDIES
+from course_utils.experiments.study_data import load_splits
 from course_utils.machinery import files
 
 UPRIGHT = np.zeros((30, 40, 3), np.uint8)  # every corner has its own colour

@@ -15,12 +15,13 @@ from PIL import Image
 
 from course_utils.classroom.exercises import check
 from course_utils.data import LabeledImages
-from course_utils.experiments import cells, runs, studies, workers
+from course_utils.experiments import cells, runs, studies, study_data, workers
 from course_utils.experiments.command import RUNS, main, without_effect
 from course_utils.experiments.grid import run_grid
 from course_utils.experiments.reports import write_report
 from course_utils.experiments.runs import read_study, read_table, run_study
-from course_utils.experiments.studies import STUDIES, Study, files_of, images_of, load_splits, run_cell
+from course_utils.experiments.studies import STUDIES, Study, run_cell
+from course_utils.experiments.study_data import files_of, images_of, load_splits
 from course_utils.experiments.tables import TABLES
 from course_utils.runtime import located, say
 
@@ -147,15 +148,15 @@ def test_other_letters_than_those_of_a_table_are_refused(monkeypatch):
     monkeypatch.setitem(TABLES, "ldam-table", small)
     run_study("ldam-table", small, "out", jobs=1)
     (Path("out") / "cells" / "rows-1.json").unlink()
-    real = studies.load_images
+    real = study_data.load_images
     dimmed = lambda *a, **k: replace(d := real(*a, **k), images=d.images // 2)  # noqa: E731
-    studies._read.cache_clear(), studies._images_of.cache_clear()
-    monkeypatch.setattr(studies, "load_images", dimmed)
+    study_data._read.cache_clear(), study_data._images_of.cache_clear()
+    monkeypatch.setattr(study_data, "load_images", dimmed)
     try:
         with pytest.raises(ValueError, match=r"data: the study was made with other images: images.train '23790 images"):
             run_study("ldam-table", small, "out", jobs=1)
     finally:
-        studies._read.cache_clear(), studies._images_of.cache_clear()
+        study_data._read.cache_clear(), study_data._images_of.cache_clear()
 
 
 def test_a_report_shows_the_fingerprint():
@@ -268,7 +269,7 @@ def test_every_option_has_an_effect_or_is_refused(kind, monkeypatch):
         torch.arange(60 * 64).remainder(251).reshape(60, 1, 8, 8).to(torch.uint8), labels, tuple("abc")
     )
     if changes.get("data") == "fashion-mnist":
-        monkeypatch.setattr(studies, "_read", lambda *_: (named, ()))
+        monkeypatch.setattr(study_data, "_read", lambda *_: (named, ()))
     study = Study(what="", **BASE | changes)
     idle = without_effect(study, source)
     before = consequences(study, source and str(source))

@@ -10,12 +10,13 @@ from PIL import Image
 from torchvision import models
 
 from course_utils.data import exponential_counts
-from course_utils.experiments import large
+from course_utils.experiments import study_data
 from course_utils.experiments.command import main
-from course_utils.experiments.large import IMAGENET, LARGE, PHOTO_NETWORKS, large_splits, missing, of_torchvision
+from course_utils.experiments.large import LARGE
 from course_utils.experiments.published import protocols_of
 from course_utils.experiments.runs import run_study
-from course_utils.experiments.studies import load_splits, run_options
+from course_utils.experiments.studies import PHOTO_NETWORKS, of_torchvision, run_options
+from course_utils.experiments.study_data import IMAGENET, load_splits, missing
 from course_utils.methods import METHODS
 from course_utils.photo_sets import PUBLISHED
 from course_utils.training import fit
@@ -65,7 +66,7 @@ def stand_ins(tmp_path_factory):
 @pytest.fixture
 def here(stand_ins, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(stand_ins[0]))
-    monkeypatch.setattr(large, "EXPECTED", stand_ins[1])
+    monkeypatch.setattr(study_data, "PUBLISHED", stand_ins[1])
     return stand_ins[0]
 
 
@@ -110,7 +111,7 @@ def test_networks_begin_with_weights_of_the_seed(name, width):
 def test_of_a_pretrained_network_the_last_stage_and_the_classifier_learn(here):
     model = of_torchvision("resnet18", 3, learns="layer4")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train, *_ = large_splits(LARGE["places-lt"].settings() | {"size": 32}, 0)
+    train, *_ = load_splits(LARGE["places-lt"].settings() | {"size": 32}, 0)
     fit(model, train, epochs=1, batch_size=4, progress=False)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[1] for name in changed if name.startswith("backbone")} == {"layer4"}
@@ -174,14 +175,22 @@ def test_splits(here, data):
     assert (f"{data}, of whose {held} validation images a class 1 for choices, {held - 1} the test" == note) == drawn
 
 
+def test_a_tail_that_asks_for_more_than_there_is_says_so(here):
+    """As with all other data: 12, 4 and 2 photographs are asked for, each class has 6."""
+    settings = LARGE["tiny-imagenet-lt"].settings() | {"size": 16, "max_count": 12, "ratio": 6}
+    train, _, _, note = load_splits(settings, 0)
+    assert train.counts.tolist() == [6, 4, 2]
+    assert note.endswith("; 1 classes have fewer images than asked for: ratio 3 instead of 6")
+
+
 def test_splits_with_other_classes_are_refused(tmp_path, monkeypatch):
     about = replace(PUBLISHED["places-lt"], counts=lay_out("places-lt", tmp_path))
     file = tmp_path / "Places_LT" / "Places_LT_test.txt"
     file.write_text(file.read_text().replace(" 0\n", " 9\n").replace(" 1\n", " 0\n").replace(" 9\n", " 1\n"))
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
-    monkeypatch.setattr(large, "EXPECTED", {"places-lt": about})
+    monkeypatch.setattr(study_data, "PUBLISHED", {"places-lt": about})
     with pytest.raises(ValueError, match=r"^places-lt, test: got other classes than train; allowed: the same"):
-        large_splits(LARGE["places-lt"].settings(), 0)
+        load_splits(LARGE["places-lt"].settings(), 0)
 
 
 # ---- from the command to the report ----------------------------------------------------------------------------------

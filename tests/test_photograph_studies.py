@@ -1,4 +1,4 @@
-"""experiments/photographs.py: a folder of pictures, heads on features that stay, twins, and a model to keep."""
+"""photographs.py, photo_cells.py: a folder of pictures, heads on features that stay, twins, and a model to keep."""
 
 import json
 import math
@@ -12,16 +12,11 @@ from torch import nn
 
 from course_utils.backbones import Backbone
 from course_utils.classifier import PhotoClassifier
-from course_utils.experiments import photographs, studies
+from course_utils.experiments import photo_cells, photographs, studies, study_data
 from course_utils.experiments.command import main
-from course_utils.experiments.photographs import (
-    clock,
-    confusions,
-    deployments,
-    near_duplicates,
-    usual_features,
-    with_features,
-)
+from course_utils.experiments.photo_cells import deployments
+from course_utils.experiments.photographs import confusions, near_duplicates, usual_features, with_features
+from course_utils.experiments.progress import clock
 from course_utils.experiments.reports import best_on_validation, rows_of
 from course_utils.experiments.runs import read_study
 from course_utils.experiments.studies import STUDIES
@@ -63,11 +58,11 @@ def tiny_backbone(monkeypatch):
             nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.AdaptiveAvgPool2d((4, 1)), nn.Flatten()
         ).eval()
     found = Backbone(module, 32, View(size=24, fit="squash"), "tiny")
-    monkeypatch.setattr(photographs, "backbone", lambda name: found)
-    for cached in (photographs.loaded, photographs._table, studies._read, studies._images_of):
+    monkeypatch.setattr(photo_cells, "backbone", lambda name: found)
+    for cached in (photo_cells.loaded, photo_cells.features_table, study_data._read, study_data._images_of):
         cached.cache_clear()
     yield found
-    for cached in (photographs.loaded, photographs._table, studies._read, studies._images_of):
+    for cached in (photo_cells.loaded, photo_cells.features_table, study_data._read, study_data._images_of):
         cached.cache_clear()
 
 
@@ -125,7 +120,7 @@ def test_a_second_run_trains_nothing_and_other_pictures_are_refused(folder, tmp_
     assert run(folder, out) == 0
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     capsys.readouterr()
-    monkeypatch.setattr(studies, "train_methods", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(studies, "train_heads", lambda *_: pytest.fail("trained again"))
     assert run(folder, out) == 0
     assert "About " not in capsys.readouterr().out
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -138,7 +133,7 @@ def test_another_backbone_is_another_study(folder, tmp_path, tiny_backbone, caps
     assert run(folder, tmp_path / "out") == 0
     with torch.no_grad():
         tiny_backbone.module[0].weight += 0.1
-    for cached in (photographs._table, studies._images_of):
+    for cached in (photo_cells.features_table, study_data._images_of):
         cached.cache_clear()
     assert run(folder, tmp_path / "out", "--seeds", "3") == 2
     assert "the study was made with other images: images.backbone" in capsys.readouterr().err

@@ -85,6 +85,14 @@ def test_published_numbers_of_images_are_those_of_the_profiles(name):
         assert about(name).get("test") in (None, counts.get("test", counts["validation"])[0])
 
 
+def test_an_unknown_recipe_is_refused(tmp_path):
+    path = tmp_path / "published.json"
+    protocols = CONTENT["protocols"] | {"cifar10-lt": CONTENT["protocols"]["cifar10-lt"] | {"recipe": "mine"}}
+    path.write_text(json.dumps(CONTENT | {"protocols": protocols}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"published.json: cifar10-lt, recipe: got mine; allowed: CIFAR"):
+        read_published(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

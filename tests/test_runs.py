@@ -20,7 +20,8 @@ from course_utils.experiments.background import LOCK, PLAN, alone_in, is_alive, 
 from course_utils.experiments.progress import status_text
 from course_utils.experiments.reports import best_on_validation, difference_figure, report_text, rows_of, write_report
 from course_utils.experiments.runs import read_study, run_study
-from course_utils.experiments.studies import Study, images_of, load_splits
+from course_utils.experiments.studies import Study
+from course_utils.experiments.study_data import images_of, load_splits
 from course_utils.metrics import difference_text, paired_differences, paired_interval
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""tables.py: the committed tables say how they were made, and a part of each comes out the same today."""
+"""Tables of lessons: those committed say how they were made, and a part of each comes out the same today."""
 
 import inspect
 import json
@@ -11,33 +11,36 @@ import pytest
 
 from course_utils.experiments import tables
 from course_utils.experiments.command import main
-from course_utils.experiments.reports import table_report
-from course_utils.experiments.runs import RESULTS, read_study, read_table, run_study
-from course_utils.experiments.studies import STUDIES, images_of
-from course_utils.experiments.tables import (
+from course_utils.experiments.ldam_rivals import (
     CHOICES,
     CHOSEN,
-    COMPARED,
     EPOCHS,
     FIVE_SEEDS,
     LDAM_METHODS,
-    ORDER_METHODS,
-    OWN_RATES,
     PROFILES,
-    RATE,
-    RATES_TRIED,
     ROWS,
     SCHEDULE,
-    SHUFFLED,
-    TABLES,
     ldam_cell,
     ldam_text,
+)
+from course_utils.experiments.orders import (
+    COMPARED,
+    ORDER_METHODS,
+    OWN_RATES,
+    RATE,
+    RATES_TRIED,
+    SHUFFLED,
     order_cell,
     order_differences,
     order_text,
     order_values,
     phases_of,
 )
+from course_utils.experiments.reports import table_report
+from course_utils.experiments.runs import RESULTS, read_study, read_table, run_study
+from course_utils.experiments.studies import STUDIES
+from course_utils.experiments.study_data import images_of
+from course_utils.experiments.tables import TABLES
 from course_utils.incremental import run_incremental
 from course_utils.incremental_methods import ARMS, CONTROLS
 from course_utils.metrics import mean_and_spread

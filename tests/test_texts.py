@@ -22,7 +22,8 @@ from course_utils.experiments import two_classes
 from course_utils.experiments.command import main
 from course_utils.experiments.reports import write_report
 from course_utils.experiments.runs import run_study
-from course_utils.experiments.studies import STUDIES, load_splits, run_cell
+from course_utils.experiments.studies import STUDIES, run_cell
+from course_utils.experiments.study_data import load_splits
 from course_utils.experiments.two_classes import two_cell
 from course_utils.methods import METHODS, train_method, train_methods
 from course_utils.texts import (

@@ -19,7 +19,9 @@ from ..methods import METHODS, Setting
 from ..metrics import balanced_accuracy, paired_interval
 from ..networks import ImageClassifier
 from ..training import predict
-from .studies import STUDIES, load_splits, run_options
+from .cells import made_by
+from .studies import STUDIES, run_options
+from .study_data import load_splits
 
 HABIT_METHODS, HABIT_SEEDS = ("cross-entropy", "LDAM + DRW"), range(5)
 HABITS = {"last": "last epoch", "validation": "best on validation", "test": "best on test"}
@@ -113,8 +115,7 @@ def habit_summary(table: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def habit_text(table: Mapping[str, Any]) -> str:
     """For each method the accuracies of every seed, with the epoch in brackets, and what the habit adds."""
-    command = f"python -m course_utils experiments run {table['study']}"
-    lines = [f"{command} · torch {table['torch']} · letters, (epoch)"]
+    lines = [f"{made_by(table)} · torch {table['torch']} · letters, (epoch)"]
     for part, title in PARTS.items():
         for method in dict.fromkeys(row["method"] for row in table[part]):
             rows = habit_rows(table, part, method)

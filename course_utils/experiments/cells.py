@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..metrics import mean_and_spread
 from ..runtime import digest, progress_bar, require, write_atomically
 from .workers import jobs_or_default, on_cluster, side_by_side
 
@@ -110,6 +111,27 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         elif a != b and json.dumps(a) != json.dumps(b):
             said.append(f"{key} {a!r} instead of {b!r}")
     return ", ".join(said)
+
+
+# ---- their numbers in words ------------------------------------------------------------------------------------------
+
+
+def where(rows: Iterable[dict[str, Any]], **settings: Any) -> list[dict[str, Any]]:
+    """The rows of `runs.read_table()` with these settings."""
+    return [row for row in rows if settings.items() <= {name: row[name] for name in settings}.items()]
+
+
+def percent_text(values: Iterable[float]) -> str:
+    """ "76.1 ± 0.4" of shares from 0 to 1: mean and standard deviation in %; "76.1" of one, "–" of none."""
+    mean, spread = mean_and_spread(100 * value for value in values)
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+
+
+def made_by(table: Mapping[str, Any]) -> str:
+    """The command that runs a table again."""
+    return f"python -m course_utils experiments run {table['study']}"
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------

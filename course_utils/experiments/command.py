@@ -16,8 +16,9 @@ from ..methods import METHODS
 from ..photo_sets import PUBLISHED
 from ..runtime import located, require, say
 from . import background
-from .large import LARGE, PHOTO_AUGMENTATIONS, PHOTO_NETWORKS, missing
-from .studies import CHOICES, STUDIES, WITH_VALIDATION, Study, has_validation
+from .large import LARGE
+from .studies import CHOICES, STUDIES, Study
+from .study_data import WITH_VALIDATION, has_validation, missing
 from .tables import TABLES, Table
 
 RUNS = Path("runs")
@@ -108,14 +109,12 @@ def parser() -> argparse.ArgumentParser:
     both = "where a folder is called like an experiment, write ./NAME for the folder"
     run.add_argument("name", help=f"a named experiment, or {folder}; {both}")
     run.add_argument("--out", type=located, help="where the results go; by default runs/NAME")
-    choices = CHOICES | {"network": (*CHOICES["network"], *PHOTO_NETWORKS)}
-    choices["augment"] = tuple(dict.fromkeys((*CHOICES["augment"], *PHOTO_AUGMENTATIONS)))
     for field in fields(Study):
         if field.name not in ("what", "data"):
             kind = {"seeds": seeds, "methods": methods, "shares": shares}.get(field.name) or KINDS.get(
                 field.type.split()[0], str
             )
-            options: dict[str, Any] = {"choices": choices.get(field.name), "metavar": METAVARS.get(field.name)}
+            options: dict[str, Any] = {"choices": CHOICES.get(field.name), "metavar": METAVARS.get(field.name)}
             about = WORDS.get(field.name, f"instead of the experiment's own (usually {field.default})")
             run.add_argument("--" + field.name.replace("_", "-"), type=kind, help=about, **options)
     about = "a folder of images in place of the experiment's data, such as an unpacked copy of CIFAR-10"

@@ -9,9 +9,7 @@ model.safetensors        the method that is best on validation images, as `pytho
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import math
 import statistics
 import time
 import warnings
@@ -26,30 +24,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbones import (
-    HEAD_RECIPE,
-    LITE0,
-    LITE0_PACKAGE,
-    NO_HEADS,
-    Backbone,
-    backbone,
-    cached_features,
-    train_heads,
-    whole_model,
-)
-from ..classifier import PhotoClassifier, assumed_shares
-from ..data import Labeled, LabeledFeatures
+from ..backbones import HEAD_RECIPE, LITE0, LITE0_PACKAGE, NO_HEADS, cached_features, train_heads, whole_model
+from ..classifier import PhotoClassifier
+from ..data import LabeledFeatures
 from ..machinery.picture_files import head_of, pictures_of, splits_of
-from ..methods import METHODS, trainings_of
-from ..metrics import mean_and_spread, per_class_accuracy
+from ..methods import trainings_of
+from ..metrics import per_class_accuracy
 from ..networks import NETWORKS, OnlyHead
 from ..photos import Photos
-from ..runtime import choose_device, digest, keeping_random_state, located, require
+from ..runtime import choose_device, digest, keeping_random_state, located
 from ..training import fit
-from .cells import plain, read_json, write_json
+from .cells import percent_text, plain, read_json, write_json
+from .photo_cells import features_of, features_table, loaded, on_device, read_photos, splits_in_order
 from .progress import clock
 from .runs import read_study
-from .studies import Study, load_splits, repeatable, run_options
+from .studies import Study, repeatable, run_options
+from .study_data import load_splits
 
 SMALL = 64  # pixels of the shorter side: to such pictures a pretrained backbone has little to say
 SAMPLE = 40  # pictures that are looked at, or timed
@@ -129,112 +119,6 @@ def estimate(study: Study, source: str, jobs: int, kept: Path, skip_broken: bool
     return f"About {clock(seconds + others)} in all: {', '.join(said)}."
 
 
-# ---- features of the parts of a study --------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1)
-def loaded(name: str) -> Backbone:
-    return backbone(name)
-
-
-def on_device(name: str) -> Backbone:
-    found = loaded(name)
-    found.module.to(choose_device()[0])
-    return found
-
-
-def read_photos(folder: Path, split: str, features: str, skip_broken: bool) -> Photos:
-    return Photos.from_folder(folder, split, view=loaded(features).view, skip_broken=skip_broken)
-
-
-def features_of(
-    parts: Sequence[Labeled], features: str, source: str, skip_broken: bool, kept: str | None = None
-) -> list[LabeledFeatures]:
-    """The features of photographs that `load_splits()` gave, on the device; kept: a folder where they stay."""
-    photos: list[Any] = list(parts)
-    table, places = _table(features, source, skip_broken, kept, tuple(sorted({part.digest() for part in photos})))
-    rows = [torch.tensor([places[path] for path in part.paths.tolist()], dtype=torch.int64) for part in photos]
-    labels = [part.labels.to(table.device) for part in photos]
-    return [LabeledFeatures(table[r], y, p.class_names) for r, y, p in zip(rows, labels, photos, strict=True)]
-
-
-def _splits(folder: Path) -> list[str]:
-    return sorted(splits_of(folder), key=["all", "train", "validation", "test"].index)
-
-
-@functools.lru_cache(maxsize=1)
-def _table(
-    features: str, source: str, skip_broken: bool, kept: str | None, _digests: tuple[str, ...]
-) -> tuple[Tensor, dict[bytes, int]]:
-    """(features of every picture of a folder, {path: its row})"""
-    found, places, folder = [], {}, Path(source)
-    for split in _splits(folder):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # load_splits() has said it
-            photos = read_photos(folder, split, features, skip_broken).to(choose_device()[0])
-        places |= {path: len(places) + i for i, path in enumerate(photos.paths.tolist())}
-        found.append(cached_features(on_device(features), photos, kept).features)
-    return torch.cat(found), places
-
-
-# ---- what a cell of photographs adds ---------------------------------------------------------------------------------
-
-
-def beside(
-    rows: dict[str, Any], parts: Sequence[Any], said: Sequence[Mapping[str, Tensor]], shares: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """Adds "said" and "deployments" to the row of each method; what the data of the cell say of the test pictures.
-
-    parts: train, validation, test. said: {method: logits} for the latter two.
-    """
-    train, validation, test = parts
-    for name, row in rows.items():
-        answers = {
-            split: (logits[name].cpu(), part.labels.cpu())
-            for split, part, logits in zip(("validation", "test"), (validation, test), said, strict=True)
-        }
-        row["said"] = answers["test"][0].argmax(1).tolist()
-        row["deployments"] = plain(deployments(name, train.counts.tolist(), shares, train.class_names, answers))
-    return {"files": [path.decode("utf-8", "replace") for path in test.paths.tolist()], "labels": test.labels.tolist()}
-
-
-def deployments(
-    method: str,
-    counts: Sequence[int],
-    shares: Mapping[str, float] | None,
-    class_names: Sequence[str],
-    answers: Mapping[str, tuple[Tensor, Tensor]],
-) -> dict[str, dict[str, float]]:
-    """{"as trained", "equal", "given": {"validation", "test": accuracy}}, logits moved to the shares of each place.
-
-    answers: {"validation", "test": (logits (N, C), labels (N,))}. With shares q_j the accuracy is sum_j q_j a_j, a_j
-    the accuracy on class j; classes without images do not count.
-    """
-    n = torch.tensor(list(counts), dtype=torch.float64)
-    places = {"as trained": n / n.sum(), "equal": torch.full_like(n, 1 / len(n))}
-    if shares is not None:
-        odd = sorted(shares.keys() ^ set(class_names))
-        require(not odd, "shares", f"{', '.join(odd)} missing or unknown", "a share for each class")
-        given = torch.tensor([float(shares[name]) for name in class_names], dtype=torch.float64)
-        ok = bool((given >= 0).all()) and 0 < given.sum() < math.inf
-        require(ok, "shares", given.tolist(), "finite numbers of at least 0, one of them above 0")
-        places["given"] = given / given.sum()
-    found: dict[str, dict[str, float]] = {}
-    for place, q in places.items():
-        # z_j + log q_j - log p_j   (Saerens et al. 2002, equation 2.4)
-        moves = q.log() - assumed_shares(method, counts).log() if METHODS[method].probabilities else torch.zeros_like(q)
-        found[place] = {}
-        for split, (logits, labels) in answers.items():
-            said = (logits + moves.to(logits)).argmax(1)
-            accuracy = per_class_accuracy(said, labels, len(n)).double().cpu()
-            there = q * ~accuracy.isnan()
-            # sum_j q_j a_j
-            found[place][split] = (
-                float((there * accuracy.nan_to_num()).sum() / there.sum()) if there.sum() else math.nan
-            )
-    return found
-
-
 # ---- pictures that are nearly the same, and classes that are taken for each other ------------------------------------
 
 
@@ -257,10 +141,10 @@ def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) ->
     folder = Path(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        photos = {split: read_photos(folder, split, features, skip_broken) for split in _splits(folder)}
+        photos = {split: read_photos(folder, split, features, skip_broken) for split in splits_in_order(folder)}
     owners = [(split, i) for split, part in photos.items() for i in range(len(part))]
     digests = tuple(sorted({part.digest() for part in photos.values()}))
-    table, _ = _table(features, source, skip_broken, kept, digests)
+    table, _ = features_table(features, source, skip_broken, kept, digests)
     found = []
     for i, j, cosine in near_duplicates(table):
         (one, a), (other, b) = owners[i], owners[j]
@@ -434,8 +318,7 @@ def _deployment_text(rows: Any, table_of: Any) -> str:
         cells = []
         for place in first:
             values = [row["deployments"][place]["test"] for row in seeds.values()]
-            mean, spread = mean_and_spread(100 * value for value in values if value is not None)
-            text = "–" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+            text = percent_text([value for value in values if value is not None])
             cells.append(f"**{text}**" if best.get(place) == name else text)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     about = (

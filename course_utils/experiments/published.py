@@ -17,11 +17,11 @@ from typing import Any
 from ..classroom import figures
 from ..metrics import mean_and_spread, paired_interval
 from ..runtime import require
+from .studies import USUAL
 
 FILE = Path(__file__).resolve().parents[2] / "data" / "published.json"
 LARGE = 3.0  # points: a larger difference is explained, or said to be unexplained
 OURS = "ours [95 %]"
-UNNAMED = {"optimizer": "SGD", "features": "none"}  # what `Study.settings()` leaves out
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,14 @@ def read_published(path: Path = FILE) -> list[Published]:
     """Every number of the file, in its order.
 
     Raises:
-        ValueError: a kind, source or protocol that the file does not describe, or a row with too few or many values.
+        ValueError: a kind, source, protocol or recipe that the file does not describe, or a row with too few or too
+            many values.
     """
     content, found = _content(path), []
+    for name, protocol in content["protocols"].items():
+        recipe = protocol.get("recipe")
+        known = recipe in (None, *content["recipes"])
+        require(known, f"{path.name}: {name}, recipe", recipe, ", ".join(content["recipes"]))
     for block in content["values"]:
         for name in ("kind", "source"):
             require(
@@ -96,13 +101,19 @@ def protocols_of(settings: Mapping[str, Any]) -> list[str]:
     Not part of a protocol: precision and where images for choices come from, which `not_the_same()` tells, and of a
     cosine schedule when DRW starts.
     """
-    known, found = _content(FILE)["protocols"], {**UNNAMED, **settings}
-    wanted = {name: about["settings"] for name, about in known.items() if "settings" in about}
+    found, content = USUAL | dict(settings), _content(FILE)
+    wanted = {name: _whole(content, about) for name, about in content["protocols"].items() if "settings" in about}
     return [name for name, own in wanted.items() if own.items() <= {k: found.get(k) for k in own}.items()]
 
 
+def _whole(content: Mapping[str, Any], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a protocol: its recipe, if it shares one with others, and its own."""
+    shared = content["recipes"][protocol["recipe"]] if "recipe" in protocol else {}
+    return shared | protocol["settings"]
+
+
 def about(protocol: str) -> dict[str, Any]:
-    """What the file says about a protocol: "what", and maybe "images", of training, "test" and "settings"."""
+    """What the file says about a protocol: "what", and maybe "images", of training, "test", "recipe", "settings"."""
     known = _content(FILE)["protocols"]
     require(protocol in known, "protocol", repr(protocol), ", ".join(known))
     return known[protocol]

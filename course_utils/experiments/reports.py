@@ -19,7 +19,7 @@ from ..methods import METHODS
 from ..metrics import GROUPS, difference_text, mean_and_spread, paired_differences
 from ..runtime import located, write_atomically
 from . import published
-from .cells import read_json
+from .cells import percent_text, read_json
 from .runs import read_study, read_table
 from .tables import TABLES
 
@@ -197,19 +197,12 @@ def table_report(table: Mapping[str, Any], missing: Sequence[str]) -> str:
 
 
 def _accuracies(seeds: Mapping[int, Mapping]) -> str:
-    return " | ".join(_percent([row["groups"][group] for row in seeds.values()]) for group in (*GROUPS, "all"))
-
-
-def _percent(values: Sequence[float]) -> str:
-    mean, spread = mean_and_spread(100 * value for value in values)
-    if math.isnan(mean):
-        return "–"
-    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+    return " | ".join(percent_text([row["groups"][group] for row in seeds.values()]) for group in (*GROUPS, "all"))
 
 
 def _calibration(seeds: Mapping[int, Mapping]) -> str:
     values = [row["calibration_error"] for row in seeds.values() if row.get("calibration_error") is not None]
-    return _percent(values) if values else "–"
+    return percent_text(values) if values else "–"
 
 
 def _chosen(seeds: Mapping[int, Mapping]) -> str:

@@ -25,7 +25,8 @@ from ..runtime import digest, located, require, write_atomically
 from .background import PLAN, is_alive, myself, read_who
 from .cells import Cell, read_cell, read_json, run_cells, write_json
 from .large import check_large
-from .studies import Study, files_of, images_of, run_cell
+from .studies import Study, run_cell
+from .study_data import files_of, images_of
 from .tables import TABLES, Table, table_cell
 from .workers import on_cluster
 
@@ -50,7 +51,7 @@ def run_study(
         name: of the study, for its report; that of a table is its name in `TABLES`.
         jobs: processes on this machine, as in `run_grid()`. cluster: address of a Dask scheduler, used instead. There
             the cells come back to this process, which writes the files; a cell whose worker died starts anew.
-        source, skip_broken: as in `studies.load_splits()`.
+        source, skip_broken: as in `study_data.load_splits()`.
 
     Raises:
         ValueError: the folder holds cells made with other settings or from other data.

@@ -7,48 +7,29 @@ cRT, LWS and logit adjustment share the training of cross-entropy). `runs.run_st
 from __future__ import annotations
 
 import contextlib
-import functools
-import operator
-import os
 import platform
 import threading
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data import (
-    Labeled,
-    english_letter_counts,
-    exponential_counts,
-    hold_out,
-    load_images,
-    long_tailed,
-    long_tailed_and_unused,
-    set_aside,
-    step_counts,
-)
-from ..machinery.picture_files import pictures_of, splits_of
+from ..backbones import backbone, train_heads
+from ..data import Labeled
 from ..methods import METHODS, Trained, all_logits, train_methods
 from ..metrics import best_temperature, calibration_error, per_class_accuracy, reliability_bins, shot_accuracy
-from ..networks import NETWORKS
+from ..networks import NETWORKS, ImageClassifier
 from ..photo_sets import PUBLISHED
-from ..photos import Photos
-from ..runtime import choose_device, digest, located, require
-from ..texts import TEXT_NETWORKS, LabeledTexts, known_words, load_texts, word_dropout
+from ..photos import Photos, View
+from ..runtime import choose_device, require
+from ..texts import TEXT_NETWORKS, LabeledTexts, word_dropout
 from ..training import cosine_schedule, random_flip, random_shift, step_schedule
-from .cells import differences, plain
-
-FOLDER_TEST, FOLDER_VALIDATION = 0.25, 0.2  # of a folder without these splits
-TEXTS = ("webster", "imdb")  # data of `load_texts()`
-WITH_VALIDATION = ("letters", "digits", "webster")
-EXACT = {"bmp", "pgm", "png", "pnm", "ppm", "tif", "tiff"}  # kinds of files that keep every pixel
+from .cells import plain
+from .photo_cells import beside, features_of
+from .study_data import check_data, load_splits, view_of
 
 
 def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,18 +38,38 @@ def shift_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 AUGMENTATIONS = {"none": None, "shift 2": random_shift, "shift 4, flip": shift_and_flip, "word dropout": word_dropout}
+PHOTO_AUGMENTATIONS: dict[str, Callable[[View], Any]] = {
+    "none": lambda view: None,
+    "part, flip": lambda view: view.augmented((0.08, 1.0)),
+    "part, flip, color": lambda view: view.augmented((0.08, 1.0), color=0.4),
+}
 OPTIMIZERS = {"SGD": None, "Adam": torch.optim.Adam}
 
 
+def of_torchvision(model: str, num_classes: int, weights: str | None = None, learns: str = "") -> ImageClassifier:
+    """A network of torchvision with a new linear classifier; of its backbone, parts called `learns`... learn."""
+    found = backbone(f"torchvision/{model}", weights)
+    for name, weight in found.module.named_parameters():
+        weight.requires_grad_(name.startswith(learns))
+    return ImageClassifier(found.module, found.feature_dim, num_classes)
+
+
+PHOTO_NETWORKS: dict[str, Callable[[int], ImageClassifier]] = {
+    "ResNet-18": partial(of_torchvision, "resnet18"),
+    "ResNet-50": partial(of_torchvision, "resnet50"),
+    "ResNeXt-50": partial(of_torchvision, "resnext50_32x4d"),
+    "ResNet-152, last stage": partial(of_torchvision, "resnet152", weights="IMAGENET1K_V1", learns="layer4"),
+}
 CHOICES = {
     "profile": ("english", "exponential", "step", "in proportion", "as it is"),
     "validation_from": ("set aside", "unused"),
-    "network": (*NETWORKS, *TEXT_NETWORKS),
+    "network": (*NETWORKS, *TEXT_NETWORKS, *PHOTO_NETWORKS),
     "optimizer": tuple(OPTIMIZERS),
     "schedule": ("cosine", "step"),
-    "augment": tuple(AUGMENTATIONS),
+    "augment": tuple(AUGMENTATIONS | PHOTO_AUGMENTATIONS),
     "precision": ("auto", "float32", "bfloat16"),
 }
+USUAL: dict[str, Any] = {"optimizer": "SGD", "features": "none", "shares": None, "validation_from": "set aside"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +134,10 @@ class Study:
     def settings(self) -> dict[str, Any]:
         """What has to be the same in all cells of a comparison: all but methods, seeds and `what`.
 
-        What is as it was before there was a choice is not named, so that earlier results stay valid.
+        What is as in `USUAL`, from before there was a choice, is not named, so that earlier results stay valid.
         """
-        usual = {"optimizer": "SGD", "features": "none", "shares": None, "validation_from": "set aside"}
         found = {k: v for k, v in asdict(self).items() if k not in ("what", "methods", "seeds")}
-        return {k: v for k, v in found.items() if k not in usual or v != usual[k]}
+        return {k: v for k, v in found.items() if k not in USUAL or v != USUAL[k]}
 
 
 _CIFAR = Study(
@@ -213,215 +213,6 @@ STUDIES: dict[str, Study] = {
 }
 
 
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4)  # cells of one process read the same files
-def _read(
-    name: str | Path, split: str, size: int | None, skip_broken: bool, features: str = "none"
-) -> tuple[Labeled, tuple[str, ...]]:
-    """One split of a folder (a path) or of data with a name, and what its reader warned of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        options: dict[str, Any] = {"size": size, "skip_broken": skip_broken} if isinstance(name, Path) else {}
-        if features != "none":
-            from .photographs import read_photos  # which imports this file
-
-            data: Labeled = read_photos(Path(name), split, features, skip_broken)
-        else:
-            data = load_texts(name, split) if name in TEXTS else load_images(name, split, **options)
-    said = [str(w.message) for w in caught]
-    return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ")))
-
-
-def load_splits(
-    settings: dict[str, Any], seed: int, *, source: str | None = None, skip_broken: bool = False
-) -> tuple[Labeled, Labeled, Labeled, str]:
-    """(train with its long tail, validation, test, a note that says where the images come from), on the CPU.
-
-    source: a folder of images instead of settings["data"]. It holds train/CLASS and test/CLASS, maybe validation/CLASS,
-    under the names that `load_images()` knows; or CLASS folders alone, and then a quarter of each class is the test.
-    Where there is no validation split, a fifth of each training class is held out if the profile is "as it is". Both
-    are rounded, and one image at least stays in training: a class of 2 images or fewer has none for choices. Such a
-    class does not count in them.
-    """
-    if settings["data"] in PUBLISHED:
-        from .large import large_splits  # which imports this file
-
-        require(source is None, "data", repr(source), f"no folder: COURSE_DATA names the one with {settings['data']}")
-        return large_splits(settings, seed)
-    folder = None if source is None else located(source)
-    if folder is not None:
-        require(folder.is_dir(), "data", f"{source!r}, which is not here", "a folder of images")
-        _forget_before(_stamp(folder))
-    named = settings["data"] if folder is None else folder
-    validation: Any = None
-    if settings["data"] == "folder" and folder is None:
-        raise ValueError("data: the study of a folder needs one: experiments run FOLDER")
-    own, notes = [settings["features"]] if "features" in settings else [], []
-    require(not own or folder, "features", own, "only with a folder of pictures")
-
-    def read(split: str) -> Labeled:
-        data, skipped = _read(named, split, settings["size"], skip_broken, *own)
-        notes.extend(skipped)
-        return data
-
-    splits = {} if folder is None else splits_of(folder)
-    if "all" in splits:
-        train, test = hold_out(read("all"), FOLDER_TEST, seed=seed)
-    else:
-        train, test = read("train"), read("test")
-    if named in WITH_VALIDATION or "validation" in splits:
-        validation = read("validation")
-    elif settings["profile"] == "as it is":
-        train, validation = hold_out(train, FOLDER_VALIDATION, seed=seed + 1)
-    elif settings.get("validation_from") != "unused":  # those are cut with the tail
-        most, fewest = int(train.counts.min()) - 1, train.class_names[int(train.counts.argmin())]
-        allowed = (
-            f"1 to {most}, as {fewest!r} has {most + 1} images" if most > 0 else "only with more images of each class"
-        )
-        ways = "; --profile 'as it is' and a folder called validation set none aside" if folder else ""
-        require(1 <= settings["validation"] <= most, "validation", settings["validation"], allowed + ways)
-        train, validation = set_aside(train, settings["validation"], seed=seed)
-    if wanted := profile_counts(settings, train):
-        counts = [min(pair) for pair in zip(wanted, train.counts.tolist(), strict=True)]
-        asked, have = (max(some) / min(some) for some in (wanted, counts))
-        if abs(have / asked - 1) > 0.05:  # 2 % for CIFAR, whose largest class has lost those set aside
-            fewer = sum(map(operator.lt, counts, wanted))
-            notes.append(f"{fewer} classes have fewer images than asked for: ratio {have:.4g} instead of {asked:.4g}")
-        if validation is None:
-            train, validation = long_tailed_and_unused(train, counts, settings["validation"], seed=seed)
-        else:
-            train = long_tailed(train, counts, seed=seed)
-        if isinstance(train, LabeledTexts):  # words of texts that were cut away are not known
-            train, validation, test = known_words(train, validation, test)
-    return train, validation, test, "; ".join([_note(settings["data"], folder), *dict.fromkeys(notes)])
-
-
-def has_validation(folder: Path) -> bool:
-    return folder.is_dir() and "validation" in splits_of(folder)  # it may be on the workers of a cluster alone
-
-
-def profile_counts(settings: Mapping[str, Any], train: Labeled) -> list[int] | None:
-    """What the profile asks for, whether there are so many images or not; None: all there are."""
-    profile, most = settings["profile"], settings["max_count"]
-    make = {
-        "english": lambda: english_letter_counts(most),
-        "exponential": lambda: exponential_counts(train.num_classes, most, settings["ratio"]),
-        "step": lambda: step_counts(train.num_classes, most, settings["ratio"]),
-        # n_j = max(1, round(n_max N_j / N_max)), N_j what class j has
-        "in proportion": lambda: [max(1, round(most * n / int(train.counts.max()))) for n in train.counts.tolist()],
-        "as it is": lambda: None,
-    }
-    require(profile in make, "profile", repr(profile), ", ".join(make))
-    ok = profile != "english" or train.num_classes == 26
-    require(ok, "profile", f"english for {train.num_classes} classes", "26, the letters from A to Z")
-    return make[profile]()
-
-
-@functools.lru_cache(maxsize=4)
-def _note(data: str, folder: Path | None) -> str:
-    if folder is None:
-        return data
-    kinds = Counter(path.suffix.lower().lstrip(".") for path in _files(folder))
-    files = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-    if data == "folder":
-        return f"image folder {folder.resolve().name} ({files})"
-    encoded = "JPEG re-encoding" if kinds["jpg"] + kinds["jpeg"] else "copy" if kinds.keys() <= EXACT else "re-encoding"
-    return f"{encoded} of {data}, from an image folder ({files}); not the published pixels"
-
-
-# ---- which data these are --------------------------------------------------------------------------------------------
-
-
-def _files(folder: Path) -> list[Path]:
-    """Every picture that `read_folder()` would open, in one order everywhere."""
-    splits = splits_of(folder).values() if folder.is_dir() else ()
-    found = [path for where in splits for files in pictures_of(where)[0].values() for path in files]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _stamp(folder: Path) -> str:
-    """Changes whenever something below the folder does; quick, but not the same for a copy."""
-    found: list[tuple] = []
-    for where, _, names in os.walk(folder, followlinks=True):
-        for path in (os.path.join(where, name) for name in names):
-            with contextlib.suppress(OSError):  # a link to nothing
-                state = os.stat(path)
-                found.append((path, state.st_size, state.st_mtime_ns))
-    return digest(sorted(found))
-
-
-@functools.lru_cache(maxsize=1)
-def _forget_before(stamp: str) -> None:
-    """A process that lives long must not go on with what it read from a folder before it changed."""
-    _read.cache_clear()
-    _note.cache_clear()
-
-
-def files_of(source: str) -> str:
-    """The files of a folder as one line: number, bytes, and a digest of their names and contents."""
-    folder = located(source)
-    require(folder.is_dir(), "data", repr(source), "a folder of images")
-    return _files_of(folder, _stamp(folder))
-
-
-@functools.lru_cache(maxsize=4)
-def _files_of(folder: Path, _stamp: str) -> str:
-    files = []
-    for path in _files(folder):
-        raw = b""
-        with contextlib.suppress(OSError):  # its reader names it, or leaves it out
-            raw = path.read_bytes()
-        files.append((path.relative_to(folder).as_posix(), len(raw), digest(raw)))
-    return f"{len(files)} files, {sum(size for _, size, _ in files)} bytes, {digest(files)}"
-
-
-def images_of(settings: dict[str, Any], source: str | None = None, skip_broken: bool = False) -> dict[str, str]:
-    """{split: its images as one line: number, shape, classes, and a digest of names, labels and pixels}, all as read,
-    before a tail is cut.
-    """
-    stamp, features = None if source is None else _stamp(located(source)), settings.get("features", "none")
-    return dict(_images_of(settings["data"], settings["size"], source, skip_broken, stamp, features))
-
-
-@functools.lru_cache(maxsize=4)
-def _images_of(
-    data: str, size: int | None, source: str | None, skip: bool, _stamp: str | None, features: str
-) -> dict[str, str]:
-    whole = Study(what="", data=data, size=size, profile="as it is", features=features).settings()
-    *splits, _ = load_splits(whole, 0, source=source, skip_broken=skip)
-    if features != "none":
-        from .photographs import loaded
-
-        parts: Any = zip(("train", "validation", "test"), splits, strict=True)
-        found = {name: f"{len(part)} photographs, {part.num_classes} classes, {part.digest()}" for name, part in parts}
-        return found | {"backbone": f"{features} {loaded(features).fingerprint}"}
-    if data in PUBLISHED:
-        named = zip(("train", "validation", "test"), splits, strict=True)
-        return {name: f"{len(part)} photographs, {part.num_classes} classes, {part.digest()}" for name, part in named}
-    return {
-        name: f"{len(part)} {part.KIND} of {' x '.join(map(str, part.inputs.shape[1:]))}, {part.num_classes} classes, "
-        f"{part.digest()}"
-        for name, part in zip(("train", "validation", "test"), splits, strict=True)
-    }
-
-
-def check_data(settings: dict[str, Any], source: str | None = None, skip_broken: bool = False) -> None:
-    """Refuse to train on other data than those of the study: this may be another process, at another time, elsewhere.
-
-    Raises:
-        ValueError: what is different of "files" and "images" in `settings`, where they are there.
-    """
-    now: dict[str, Any] = {}
-    if "files" in settings and source is not None:
-        now["files"] = files_of(source)
-    if "images" in settings:
-        now["images"] = images_of(settings, source, skip_broken)
-    if odd := differences({name: settings[name] for name in now}, now):
-        raise ValueError(f"data: the study was made with other images: {odd}; use another folder (--out)")
-
-
 # ---- one cell --------------------------------------------------------------------------------------------------------
 
 _ONE_AT_A_TIME = threading.Lock()  # a Dask worker may have threads, and torch has one random generator
@@ -463,11 +254,8 @@ def run_cell(
         *parts, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
         require(len(parts[2]), "data", "no image for the test", "classes of at least 3 images, or a folder test")
         if "features" in settings:
-            from . import photographs  # which imports this file
-
-            where = settings["features"], str(source), skip_broken, kept
-            train, validation, test = photographs.features_of(parts, *where)
-            trained = photographs.train_heads(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
+            train, validation, test = features_of(parts, settings["features"], str(source), skip_broken, kept)
+            trained = train_heads(methods, train, validation, seed=seed, checkpoint=checkpoint, **options)
         else:
             train, validation, test = (part.to(device) for part in parts)
             options["network"] = _network(settings["network"], train)
@@ -479,7 +267,7 @@ def run_cell(
         }
         more = {}
         if "features" in settings:
-            more = photographs.beside(rows, parts, said, settings.get("shares"))
+            more = beside(rows, parts, said, settings.get("shares"))
     data: dict[str, Any] = {"note": note, "classes": list(train.class_names), "counts": train.counts.tolist()}
     data |= {"validation": len(validation), "fewest": int(validation.counts.min()), "test": len(test)} | more
     cell = {"settings": settings, "training": training, "seed": seed, "data": data, "methods": rows}
@@ -488,12 +276,12 @@ def run_cell(
 
 def _network(name: str, train: Labeled) -> Any:
     """What makes it, as `methods.Setting` takes it: function of the number of classes."""
-    if isinstance(train, Photos):
-        from .large import network_for
-
-        return network_for(name, train)
+    if isinstance(train, Photos) and name in PHOTO_NETWORKS:
+        return PHOTO_NETWORKS[name]
     known: dict[str, Any] = TEXT_NETWORKS if isinstance(train, LabeledTexts) else NETWORKS
     require(name in known, "network", repr(name), ", ".join(known))
+    if isinstance(train, Photos):  # the small networks of the course read photographs too
+        return known[name](torch.Size((3, train.view.size, train.view.size)))
     return known[name](len(train.vocabulary) if isinstance(train, LabeledTexts) else train.inputs.shape[1:])
 
 
@@ -522,10 +310,10 @@ def run_options(settings: dict[str, Any], best: torch.dtype) -> dict[str, Any]:
         "precision": {"auto": best, "float32": torch.float32, "bfloat16": torch.bfloat16},
     }
     if settings["data"] in PUBLISHED:
-        from .large import words_for
-
-        words |= words_for(settings)
-    settings = {"optimizer": "SGD"} | settings
+        look = view_of(settings)
+        words["network"] = NETWORKS | PHOTO_NETWORKS
+        words["augment"] = {name: augmented(look) for name, augmented in PHOTO_AUGMENTATIONS.items()}
+    settings = USUAL | settings
     for name, allowed in words.items():
         require(settings[name] in allowed, name, repr(settings[name]), ", ".join(allowed))
     same = {name: settings[name] for name in ("epochs", "batch_size", "lr", "weight_decay", "defer_at")}

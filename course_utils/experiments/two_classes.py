@@ -7,7 +7,6 @@ with the course, and with the reviews where they are on the disk. `tables.TABLES
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,8 +15,9 @@ import torch
 
 from ..data import long_tailed, set_aside
 from ..methods import train_method
-from ..metrics import difference_text, mean_and_spread, per_class_accuracy
+from ..metrics import difference_text, per_class_accuracy
 from ..texts import TEXT_NETWORKS, LabeledTexts, known_words, load_texts, word_dropout
+from .cells import made_by, percent_text
 
 # error in % on positive reviews, on negative ones, and their mean: Cao et al. 2019, table 1
 PUBLISHED = {
@@ -99,8 +99,7 @@ def two_rows(table: Mapping[str, Any], pair: str) -> dict[str, list[dict[str, fl
 
 def two_text(table: Mapping[str, Any]) -> str:
     """For each pair: errors by class as the paper's table has them, the difference to cross-entropy, then the paper."""
-    command = f"python -m course_utils experiments run {table['study']}"
-    lines = [f"{command} · torch {table['torch']} · error in %, a balanced test", ""]
+    lines = [f"{made_by(table)} · torch {table['torch']} · error in %, a balanced test", ""]
     tried: dict[tuple[str, float], list[float]] = {}
     for row in table.get("choices", ()):
         tried.setdefault((row["pair"], row["lr"]), []).append(row["validation"])
@@ -122,8 +121,7 @@ def two_text(table: Mapping[str, Any]) -> str:
 
 
 def percent(cells: list[dict[str, float]], key: str) -> str:
-    mean, spread = mean_and_spread(100 * cell[key] for cell in cells)
-    return f"{mean:.1f}" if math.isnan(spread) else f"{mean:.1f} ± {spread:.1f}"
+    return percent_text(cell[key] for cell in cells)
 
 
 def gain(

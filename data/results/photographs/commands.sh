@@ -24,7 +24,7 @@ for name in stamps icons cifar; do
 done
 # the whole network learns too, from the head of balanced softmax on
 for name in stamps icons; do
-    python -m benchmarks folder-fine-tuning "$work/$name" --out "$work/results/$name-tuned.json"
+    python -m benchmarks fine-tuning "$work/$name" --size 128 --json "$work/results/$name-tuned.json"
 done
-python -m benchmarks folder-fine-tuning "$work/cifar" --out "$work/results/cifar-tuned.json" \
+python -m benchmarks fine-tuning "$work/cifar" --size 128 --json "$work/results/cifar-tuned.json" \
     --study '{"profile": "exponential", "max_count": 100, "ratio": 50, "validation": 20}'
