@@ -13,10 +13,9 @@ def main(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if str(error.name).startswith("course_utils"):
             raise
-        print(
+        sys.stderr.write(
             f"course_utils: {sys.executable} has no {error.name}. Switch on the environment that "
-            "`python course.py lab` makes (README.md, Two commands), or install the course for this Python",
-            file=sys.stderr,
+            "`python course.py lab` makes (README.md, Two commands), or install the course for this Python\n"
         )
         return 2
     return room.main(arguments[1:] if own else arguments)
