@@ -229,8 +229,7 @@ def test_images_set_aside_are_told_and_other_studies_have_no_such_part():
     text = report_text(asked, cells, [])
     assert "12,306, published 12,406, as some are set aside for choices" in text
     assert "- Pixels: the published ones." in text
-    short = read_study(RESULTS / "cifar10-lt-short")
-    assert "Beside published numbers" not in report_text(*short)
+    assert "Beside published numbers" not in report_text(*read_study(RESULTS / "fashion"))
 
 
 def test_a_report_of_inaturalist_says_what_its_test_is_and_that_the_published_one_chose_the_epoch():
