@@ -93,6 +93,15 @@ def test_a_difference_is_drawn_with_its_interval_and_hollow_if_it_is_a_tie(axes)
     assert tie[2].get_markerfacecolor() == "white" and [line.get_marker() for line in rest] == [".", "."]
 
 
+def test_differences_stand_in_their_order_with_a_line_at_zero(axes):
+    figures.difference_lines(axes, {"first": [1.0, 1.4, 1.2], "nothing": [], "last": [-3.0, -2.0]})
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["first", "nothing", "last"]
+    assert axes.yaxis_inverted(), "the first comparison stands on top"
+    means = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"}
+    assert means == pytest.approx({0: 1.2, 2: -2.5})
+    assert list(axes.lines[-1].get_xdata()) == [0, 0] and len(axes.patches) == 2
+
+
 def test_the_accuracy_table_frames_the_pick_of_validation_and_marks_its_ties(axes):
     test = [[[80, 82, 84], [81, 83, 85.1], [90, 91, 92]], [[79, 83, 86], [70, 71, 72], [80, 82, 84]]]
     validation = np.zeros((2, 3, 1))

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from course_utils.classroom.exercises.nb02 import CosineHead
-from course_utils.classroom.pictures.nb02 import draw_sectors, sectors
+from course_utils.classroom.pictures.nb02 import angles_to_own, draw_learnt_scales, draw_sectors, mean_angle, sectors
 from course_utils.data import LabeledImages
 from course_utils.heads import CosineClassifier
 from course_utils.networks import MLP
@@ -41,6 +41,18 @@ def test_a_sector_is_what_the_cosine_head_says(classes):
 def test_sectors_need_two_rows_in_the_plane(weight):
     with pytest.raises(ValueError, match="weight: got"):
         sectors(weight)
+
+
+def test_angles_between_rows_and_to_own_images():
+    assert mean_angle(rows_at(0.0, 90.0, 200.0) * 3) == pytest.approx((90 + 110 + 160) / 3, abs=1e-3)
+    features, labels = rows_at(20.0, 40.0, 80.0) * torch.tensor([[1.0], [9.0], [2.0]]), torch.tensor([0, 0, 1])
+    assert angles_to_own(rows_at(0.0, 90.0), features, labels).tolist() == pytest.approx([30, 10], abs=1e-3)
+
+
+def test_a_learnt_scale_is_drawn_from_its_start():
+    axes = draw_learnt_scales(Figure().subplots(), {10: [[12, 14], [14, 16]], 1: [[5, 9], [7, 11]]})
+    assert [list(line.get_ydata()) for line in axes.lines] == [[10, 13, 15], [1, 6, 10]]
+    assert [line.get_label() for line in axes.lines] == ["starts at 10", "starts at 1"] and axes.get_xlim() == (0, 2)
 
 
 def test_every_class_has_a_sector_a_ring_and_its_name():

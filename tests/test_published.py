@@ -285,6 +285,17 @@ def test_tables_of_notebooks_are_narrow_and_count_what_they_leave_out(monkeypatc
     assert not any("nan" in text for text in texts)
 
 
+def test_a_table_says_what_one_must_know_of_its_sources_and_of_no_other(monkeypatch):
+    two = "cifar10-lt", "cifar100-lt"
+    text = shown(monkeypatch, *two, methods=["LDAM", "balanced softmax"], note="Published.", notes=True)
+    said = " ".join(text.split())
+    assert "Published. Zhang 2021: Nesterov" in said and max(map(len, text.splitlines())) <= 90
+    assert "Menon 2021: example results" in said and "1,241 on CIFAR-10 and 1,419 on CIFAR-100, not 200" in said
+    assert "beta" not in said, "that is about the class-balanced loss"
+    assert "Menon" not in shown(monkeypatch, *two, methods=["LDAM"], notes=True)
+    assert "Menon 2021: " not in shown(monkeypatch, *two, methods=["balanced softmax"])
+
+
 def test_rows_come_in_the_order_that_was_asked_for_and_unknown_names_are_refused():
     rows = published_rows("cifar10-lt", "cifar100-lt", methods=["LDAM + DRW", "LDAM"])
     assert [row["method"] for row in rows] == ["LDAM + DRW"] * 2 + ["LDAM"] * 2

@@ -1,6 +1,7 @@
 """Slides: the plans name sections that are there, and nothing is cut off in a browser at 1280 x 720."""
 
 import base64
+import html
 import io
 import json
 import os
@@ -51,6 +52,14 @@ def test_plans_name_headings_and_pictures_that_are_there(number):
         assert [slide.mark for slide in found.slides].count("Take home") == 1
         shown = {slide.heading for slide in found.slides}
         assert shown <= {*names, "Ask the room"} and len(shown) > 4
+
+
+@pytest.mark.parametrize("number", PLANS)
+def test_forty_minutes_have_a_slider(number):
+    sliders = [cell for cell in STORED[number].cells if "widget" in cell.metadata.get("tags", [])]
+    drawn = [html.escape(slides._picture(o)[2]) for cell in sliders for o in cell.outputs if slides._picture(o)]
+    page = "".join(slide.html() for slide in deck(number, 40).slides)
+    assert any(alt in page for alt in drawn), "the first position of none of its sliders is on a slide"
 
 
 def test_every_lesson_has_a_plan():

@@ -200,6 +200,21 @@ def difference_line(axes: Axes, differences: Numbers, height: float) -> None:
         axes.plot(np.mean(differences), height, "D", color=color, markerfacecolor=inside)
 
 
+def difference_lines(axes: Axes, rows: Mapping[str, Numbers]) -> Axes:
+    """`difference_line()` of each comparison, with its name, from top to bottom in bands; a line stands at 0.
+
+    rows: {name: differences by seed}; one without differences has its name only.
+    """
+    for height, differences in enumerate(rows.values()):
+        if height % 2 == 0:
+            axes.axhspan(height - 0.5, height + 0.5, color=GREY, alpha=0.1, linewidth=0)
+        difference_line(axes, differences, height)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    return axes
+
+
 def group_points(axes: Axes, results: Mapping[str, Sequence[Mapping]], *, groups: Names = WITH_ALL) -> Axes:
     """Accuracy by group for several methods, each in a band of its own: every seed a small point, the mean a large one.
 

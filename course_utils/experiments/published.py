@@ -202,8 +202,13 @@ def not_the_same(
     ]
     precisions = ", ".join(sorted({cell["precision"] for cell in cells}))
     lines += [f"Network: {settings['network']} in {precisions} here; published: {found['what']}."]
-    lines += dict.fromkeys(f"{o.source}: {o.note}." for o in values if o.note)
-    return lines + list(dict.fromkeys(f"{o.method} of {o.source}: {o.own}." for o in values if o.own))
+    return lines + notes_of(values)
+
+
+def notes_of(values: Sequence[Published]) -> list[str]:
+    """What the file says about how these numbers were made: a sentence for each source, and for single methods."""
+    lines = dict.fromkeys(f"{o.source}: {o.note}." for o in values if o.note)
+    return [*lines, *dict.fromkeys(f"{o.method} of {o.source}: {o.own}." for o in values if o.own)]
 
 
 _EPOCHS = {True: "the best on the test", False: "not chosen on the test", None: "not said"}
@@ -277,10 +282,12 @@ def published_table(
     their_names: bool = False,
     rows: Mapping[str, Mapping[int, Mapping[str, Any]]] | None = None,
     note: str = "",
+    notes: bool = False,
 ) -> None:
     """Show what papers report, or, with `rows` of `reports.rows_of()` for one protocol, ours beside it.
 
-    Methods without cells are left out of that, and the line below counts them. Other arguments: `published_rows()`.
+    Methods without cells are left out of that, and the line below counts them. `note` stands below the table; with
+    `notes` follows what the file says about each source. Other arguments: `published_rows()`.
 
         published_table("cifar100-lt", methods=["cross-entropy", "LDAM + DRW"])
     """
@@ -292,6 +299,10 @@ def published_table(
     else:
         shown = published_rows(*protocols, groups=groups, methods=methods, their_names=their_names)
         below = [note or f"{'; '.join(about(protocol)['what'] for protocol in protocols)}; in %."]
+    if notes:
+        there = {(row["method"], row["source"]) for row in shown}
+        found = [o for o in read_published() if o.protocol in protocols and o.group in groups]
+        below += notes_of([o for o in found if (o.called if their_names else o.method, o.source) in there])
     figures.show_table(shown, textwrap.fill(" ".join(filter(None, below)), 88, break_on_hyphens=False))
 
 

@@ -1,8 +1,10 @@
-"""Pictures of notebook 02: the scale of cosine logits; a row that is turned and stretched; sectors on a circle."""
+"""Pictures of notebook 02: the scale of cosine logits, and how it is learnt; a row that is turned and stretched;
+sectors on a circle. Before them angles between rows, and rows of tables."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -12,9 +14,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...heads import cosine_loss_floor
+from ...metrics import mean_and_spread
 from ...runtime import require
 from .. import figures
-from ..figures import GREY, ORANGE, Counts, Names, Numbers, picture
+from ..figures import GREY, ORANGE, PURPLE, WITH_ALL, Counts, Names, Numbers, picture
+
+
+def mean_angle(rows: Tensor) -> float:
+    """The mean angle between two of these rows (C, D), in degrees."""
+    cosines = F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).T
+    pairs = torch.triu_indices(len(rows), len(rows), 1)
+    return torch.rad2deg(cosines[pairs[0], pairs[1]].clamp(-1, 1).acos()).mean().item()
+
+
+def angles_to_own(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """(C,) the angle between each row and the mean direction of the features of its class, in degrees."""
+    own = [F.normalize(features[labels == j], dim=1).mean(0) for j in range(len(weight))]
+    return torch.rad2deg(F.cosine_similarity(weight, torch.stack(own), dim=1).acos())
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    """ "84.1 ± 0.4": mean and standard deviation over seeds."""
+    return "{0:.{2}f} ± {1:.{2}f}".format(*mean_and_spread(values), digits)
+
+
+def in_row(name: str, seeds: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """A row of a table: accuracy by group of one method in %, over its seeds."""
+    return {"test accuracy in %": name} | {g: spread(100 * seed[g] for seed in seeds) for g in WITH_ALL}
+
+
+def draw_learnt_scales(axes: Axes, scales: Mapping[float, Sequence[Numbers]]) -> Axes:
+    """The learnt scale over epochs, {where it starts: for each seed its value after each epoch}, from two starts."""
+    named = {f"starts at {start:g}": [[start, *seed] for seed in seeds] for start, seeds in scales.items()}
+    looks = zip(named, ({"color": PURPLE}, {"color": ORANGE, "linestyle": "--"}), strict=True)
+    epochs = max(len(seed) for seeds in named.values() for seed in seeds) - 1
+    figures.curves(axes, named, range(epochs + 1), **dict(looks))
+    axes.set(xlim=(0, epochs), xlabel="epochs trained", ylabel="scale")
+    axes.legend(loc="lower right")
+    return axes
 
 
 @picture

@@ -1,18 +1,66 @@
-"""Pictures of notebook 03: rows and biases, paired differences, two kinds of errors, aligning; the sliders."""
+"""Pictures of notebook 03: rows and biases, paired differences, a phase and all phases, two kinds of errors, aligning;
+the sliders. Before them small helpers of its folded cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
-from ...metrics import confusion_matrix, error_blocks
+from ...data import LabeledImages
+from ...losses import less_forget_loss
+from ...metrics import confusion_matrix, error_blocks, mean_and_spread
+from ...training import extract_features
 from .. import figures
 from ..figures import ACCENT, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Names, Numbers, picture
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def joined(*parts: LabeledImages) -> LabeledImages:
+    """The images of all parts, one part after the other."""
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return replace(parts[0], images=images, labels=labels)
+
+
+def shown(values: Iterable[float], digits: int = 1, unit: float = 1) -> str:
+    """ "84.1 ± 0.4": mean and standard deviation over seeds of the values times `unit`."""
+    mean, spread = mean_and_spread(unit * value for value in values)
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def released_choice(rows: Tensor, k: int) -> list[int]:
+    """Herding as LUCIR's released code does it: a row chosen again fills no place, and is taken off once more."""
+    left, chosen = rows.mean(0), []
+    while len(chosen) < k:
+        best = int((rows @ left).argmax())
+        chosen += [best] * (best not in chosen)
+        left = left + rows.mean(0) - rows[best]
+    return chosen
+
+
+def drift_and_accuracies(model: Any, images: LabeledImages, before: Tensor, num_old: int) -> list[float]:
+    """In %: how far the features of old images are from those `before`, and the accuracies on old and new images."""
+    features, old = extract_features(model, images), images.labels < num_old
+    with torch.no_grad():
+        right = (model.head(features).argmax(1) == images.labels).double()
+    drift = less_forget_loss(features[old], before[old])
+    return [100 * value.item() for value in (drift, right[old].mean(), right[~old].mean())]
+
+
+def mean_of_some(rows: Tensor, chosen: Sequence[int] | Tensor) -> tuple[float, float, float]:
+    """The mean of the chosen rows against the mean of all: distance, angle in degrees, length in %."""
+    mean, goal = rows[chosen].mean(0), rows.mean(0)
+    angle = torch.rad2deg(F.cosine_similarity(mean, goal, dim=0).clamp(max=1).acos())
+    return (mean - goal).norm().item(), angle.item(), 100 * (mean.norm() / goal.norm()).item()
+
 
 # ---- the sliders -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +166,12 @@ def draw_of_letters(axes: Axes, values: Tensor, names: Names, num_new: int) -> A
     return axes
 
 
+def draw_rows_and_biases(axes: Sequence[Axes], seeds: Sequence[Mapping[str, Tensor]], names: Names, num_new: int):
+    """Norms of the rows above, biases below: `draw_of_letters()` of "norms" and "biases", each (letters,) of a seed."""
+    for ax, key, text in zip(axes, ("norms", "biases"), ("norm of the row", "bias"), strict=True):
+        draw_of_letters(ax, torch.stack([seed[key] for seed in seeds]), names, num_new).set_ylabel(text)
+
+
 def draw_differences(axes: Sequence[Axes], rows: Mapping[str, Sequence[Numbers]], titles: Names) -> None:
     """For each comparison, a line, and each measure, an axes: differences by seed, their mean and 95 % interval.
 
@@ -135,6 +189,26 @@ def draw_differences(axes: Sequence[Axes], rows: Mapping[str, Sequence[Numbers]]
         part.grid(axis="y", visible=False)
 
 
+LOSS_STYLES = (GREY, "s"), (ORANGE, "v"), (SKY, "o"), (BLUE, "^"), (VERMILLION, "D")
+
+
+def draw_while_learning(axes: Sequence[Axes], histories: Mapping[str, Sequence[Sequence[Numbers]]]) -> None:
+    """A phase, epoch after epoch: drift of the old features, accuracy of old and of new letters.
+
+    histories: {name of one of up to five losses: for each seed a list of (drift, old, new) in %, one an epoch, the
+    first one before training}.
+    """
+    looks = zip(histories, LOSS_STYLES, strict=False)
+    styles = {name: {"color": color, "marker": marker, "markersize": 5} for name, (color, marker) in looks}
+    titles = ("drift of old letters, %", "old letters right, %", "O P Q right, %")
+    for k, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+        series = {name: [[epoch[k] for epoch in seed] for seed in seeds] for name, seeds in histories.items()}
+        figures.curves(ax, series, range(len(next(iter(series.values()))[0])), **styles)
+        ax.set(title=title, xlabel="epoch (0: imprinted, not trained)")
+        ax.set_ylim((0, None) if not k else (60, 100))
+    axes[2].legend(loc="lower right")
+
+
 TRADE_STYLES = {
     "replay": (GREY, "s"),
     "distillation (iCaRL)": (ORANGE, "v"),
@@ -144,6 +218,17 @@ TRADE_STYLES = {
     "cosine + less-forget": (BLUE, "^"),
     "LUCIR": (VERMILLION, "D"),
 }
+
+
+def draw_over_phases(axes: Axes, accuracies: Mapping[str, Sequence[Numbers]], known: Sequence[int]) -> Axes:
+    """Accuracy on all letters that are known after each phase; known: how many these are.
+
+    accuracies: {method that `TRADE_STYLES` names: for each seed one number in % a phase}.
+    """
+    styles = {method: {"color": color, "marker": marker} for method, (color, marker) in TRADE_STYLES.items()}
+    figures.curves(axes, accuracies, known, **styles)
+    axes.set(xlabel="letters known", ylabel="accuracy on them, %", xticks=known, ylim=(50, 100))
+    return axes
 
 
 def draw_errors(axes: Axes, errors: Mapping[str, tuple[Numbers, Numbers]]) -> Axes:

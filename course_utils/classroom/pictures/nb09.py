@@ -1,4 +1,5 @@
-"""Pictures of notebook 09: the tail of the fields, row norms against counts, and the shares for one definition."""
+"""Pictures of notebook 09: the tail of the fields, row norms against counts, rank correlations over epochs, gains of
+every method, and the shares for one definition."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import figures
-from ..figures import GREY, Counts, Names, Numbers, group_of, picture, point_style
+from ..figures import GREY, ORANGE, PURPLE, Counts, Names, Numbers, group_of, picture, point_style
 
 SHOWN = 8
 
@@ -48,6 +49,30 @@ def rows_and_counts(axes: Axes, values: Numbers, counts: Counts, title: str, lab
     for value, count, group in zip(values, counts, group_of(counts), strict=True):
         axes.plot(count, value, **point_style(group, markersize=6))
     axes.set(xscale="log", xlabel="training texts", ylabel=label, title=title)
+
+
+def draw_correlations(axes: Axes, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> Axes:
+    """Rank correlation with the counts over epochs, of norms (solid) and biases (dotted).
+
+    histories: {one of two networks: for each seed a list of {"norms", "biases"}, one an epoch}.
+    """
+    for (network, seeds), color in zip(histories.items(), (ORANGE, PURPLE), strict=True):
+        for key, line in (("norms", "-"), ("biases", ":")):
+            name, values = f"{key}, {network}", [[epoch[key] for epoch in seed] for seed in seeds]
+            figures.curves(axes, {name: values}, **{name: {"color": color, "linestyle": line}})
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(ylim=(-1, 1), xlabel="epoch", ylabel="rank correlation with $n_j$")
+    place = {"loc": "lower center", "bbox_to_anchor": (0.45, 1.0)}
+    axes.legend(fontsize=10, columnspacing=1, handlelength=1.4, ncols=2, **place)
+    return axes
+
+
+def draw_gains(axes: Sequence[Axes], gains: Mapping[str, Mapping[str, Numbers]]) -> None:
+    """Points above cross-entropy, an axes for each network: {network: {method: differences by seed}}."""
+    for ax, (network, rows) in zip(axes, gains.items(), strict=True):
+        figures.difference_lines(ax, rows)
+        ax.set(title=network, xlabel="points above cross-entropy, 95 % interval (hollow: a tie)")
+        ax.grid(axis="y", visible=False)
 
 
 @picture
