@@ -24,6 +24,7 @@ def test_the_released_choice_begins_as_herding_and_has_no_image_twice():
     rows = F.normalize(torch.randn(60, 16, generator=torch.Generator().manual_seed(0)) + 1, dim=1)
     chosen = nb03.released_choice(rows, 10)
     assert len(set(chosen)) == 10 and chosen[:2] == [int(i) for i in herding(rows, 10)][:2]
+    assert nb03.released_choice(torch.eye(3)[[0, 0, 0]], 2) == [0], "it ends where no second row is ever the nearest"
 
 
 def test_the_mean_of_some_rows_against_that_of_all():

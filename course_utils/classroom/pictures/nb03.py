@@ -37,9 +37,14 @@ def shown(values: Iterable[float], digits: int = 1, unit: float = 1) -> str:
 
 
 def released_choice(rows: Tensor, k: int) -> list[int]:
-    """Herding as LUCIR's released code does it: a row chosen again fills no place, and is taken off once more."""
+    """Herding as LUCIR's released code does it: a row chosen again fills no place, and is taken off once more.
+
+    As there it ends after 1,000 draws, maybe with fewer rows than `k`.
+    """
     left, chosen = rows.mean(0), []
-    while len(chosen) < k:
+    for _ in range(1000):
+        if len(chosen) == k:
+            break
         best = int((rows @ left).argmax())
         chosen += [best] * (best not in chosen)
         left = left + rows.mean(0) - rows[best]
