@@ -123,6 +123,7 @@ def _execute(path: Path, timeout: float, root: Path, frames: Path | None, out: P
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython()),
         timeout=timeout,
         record_timing=False,
+        coalesce_streams=True,  # or a busy machine stores one printed line as two
         force_raise_errors=True,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute(cleanup_kc=True, env=variables)
