@@ -304,7 +304,7 @@ def test_a_report_warns_where_a_class_has_few_images_for_choices(whole):
     assert [cell["data"]["fewest"] for cell in cells] == [
         int(load_splits(asked["settings"], cell["seed"])[1].counts.min()) for cell in cells
     ]
-    for fewest, warning in ((0, "A class has 0 images"), (9, "A class has 9 images"), (10, None)):
+    for fewest, warning in ((0, "a class for choices: 0. What"), (9, "a class for choices: 9. What"), (10, None)):
         cells[0]["data"]["fewest"] = fewest
         text = report_text(asked, cells, missing)
         assert (warning in text) if warning else ("partly luck" not in text)

@@ -112,7 +112,10 @@ def report_text(
             "classes look too good."
         ]
     elif fewest < FEW_TO_CHOOSE:
-        facts += [f"A class has {fewest} images for choices: what is best on validation images is partly luck here."]
+        facts += [
+            f"Fewest images of a class for choices: {fewest}. What is best on validation images is partly luck here, and "
+            "methods that chose something on them (last column of the next table) look better there than they are."
+        ]
     shown = next(iter(first["methods"].values()))["per_class"]
     if untested := [n for n, accuracy in zip(first["data"]["classes"], shown, strict=True) if accuracy is None]:
         facts += [f"No test image of {', '.join(untested)}: no accuracy below says anything about them."]
