@@ -113,8 +113,8 @@ def report_text(
         ]
     elif fewest < FEW_TO_CHOOSE:
         facts += [
-            f"Fewest images of a class for choices: {fewest}. What is best on validation images is partly luck here, and "
-            "methods that chose something on them (last column of the next table) look better there than they are."
+            f"Fewest images of a class for choices: {fewest}. What is best on validation images is partly luck here, "
+            "and methods that chose something on them (last column of the next table) look better there than they are."
         ]
     shown = next(iter(first["methods"].values()))["per_class"]
     if untested := [n for n, accuracy in zip(first["data"]["classes"], shown, strict=True) if accuracy is None]:
