@@ -161,7 +161,7 @@ def draw_of_letters(axes: Axes, values: Tensor, names: Names, num_new: int) -> A
     Dashed lines: the mean of the old and that of the new letters."""
     old = len(names) - num_new
     for start, end, style in ((0, old, {"color": GREY}), (old, len(names), {"color": ORANGE, "hatch": "//"})):
-        axes.bar(range(start, end), values[:, start:end].mean(0), edgecolor="white", **style)
+        axes.bar(range(start, end), values[:, start:end].mean(0).tolist(), edgecolor="white", **style)
         axes.hlines(values[:, start:end].mean(), start - 0.5, end - 0.5, color="black", linestyle="--")
     for row in values:
         axes.plot(range(len(names)), row, ".", color="black", markersize=3)
