@@ -330,6 +330,12 @@ def paired_interval(differences: Iterable[float], confidence: float = 0.95) -> t
     return mean - half, mean + half
 
 
+def spread_text(values: Iterable[float], digits: int = 1, unit: float = 1) -> str:
+    """ "84.1 ± 0.4": mean and standard deviation over seeds of the values times `unit`."""
+    mean, spread = mean_and_spread(unit * value for value in values)
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
 def difference_text(differences: Iterable[float]) -> str:
     """ "+0.4 [-0.8, +1.6] tie": the mean of paired differences, its 95 % interval, and whether that holds 0.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...heads import cosine_loss_floor
-from ...metrics import mean_and_spread
+from ...metrics import spread_text
 from ...runtime import require
 from .. import figures
 from ..figures import GREY, ORANGE, PURPLE, WITH_ALL, Counts, Names, Numbers, picture
@@ -35,7 +35,7 @@ def angles_to_own(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
     """ "84.1 ± 0.4": mean and standard deviation over seeds."""
-    return "{0:.{2}f} ± {1:.{2}f}".format(*mean_and_spread(values), digits)
+    return spread_text(values, digits)
 
 
 def in_row(name: str, seeds: Sequence[Mapping[str, float]]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ...data import LabeledImages
 from ...losses import less_forget_loss
-from ...metrics import confusion_matrix, error_blocks, mean_and_spread
+from ...metrics import confusion_matrix, error_blocks, spread_text
 from ...training import extract_features
 from .. import figures
 from ..figures import ACCENT, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Names, Numbers, picture
@@ -32,8 +32,7 @@ def joined(*parts: LabeledImages) -> LabeledImages:
 
 def shown(values: Iterable[float], digits: int = 1, unit: float = 1) -> str:
     """ "84.1 ± 0.4": mean and standard deviation over seeds of the values times `unit`."""
-    mean, spread = mean_and_spread(unit * value for value in values)
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+    return spread_text(values, digits, unit)
 
 
 def released_choice(rows: Tensor, k: int) -> list[int]:

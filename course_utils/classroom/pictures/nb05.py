@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ...data import LabeledImages
 from ...heads import CosineClassifier
-from ...metrics import mean_and_spread
+from ...metrics import mean_and_spread, spread_text
 from ...networks import SmallCNN
 from ...sampling import InstanceBalancedSampler
 from ...training import Batches, extract_features, random_shift
@@ -62,8 +62,7 @@ def linear_probe(model: nn.Module, train: LabeledImages, test: LabeledImages) ->
 
 def percent(values: Iterable[float], digits: int = 1) -> str:
     """ "84.1 ± 0.4": mean and standard deviation over seeds, in %; the values are from 0 to 1."""
-    mean, spread = mean_and_spread(100 * value for value in values)
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+    return spread_text(values, digits, 100)
 
 
 def score_rows(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
