@@ -157,6 +157,36 @@ def test_a_crash_in_the_readers_function_is_one_line(error, capsys):
     assert line.startswith(f"❌ Exercise 0.1: your function stopped with {type(error).__name__}")
 
 
+def sorts_in_place(counts):
+    counts.sort(reverse=True)
+    return ALL["0.1"].solution(counts)
+
+
+def divides_in_place(weight, strength):
+    weight /= weight.norm(dim=1, keepdim=True) ** strength
+    return weight
+
+
+def takes_margins_off_in_place(cosines, labels, margins, scale, hinge=False):
+    result = ALL["5.2"].solution(cosines, labels, margins, scale, hinge)
+    cosines[range(len(labels)), labels] -= margins[labels]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "name"),
+    [
+        ("0.1", sorts_in_place, "counts"),
+        ("1.3", divides_in_place, "weight"),
+        ("5.2", takes_margins_off_in_place, "cosines"),
+    ],
+)
+def test_an_answer_that_changes_what_cells_below_use_again_is_told_so(number, answer, name, capsys):
+    check(number, answer)
+    assert f"❌ Exercise {number}: your function changes `{name}`" in said(capsys)
+    assert yours(number, answer) is ALL[number].solution
+
+
 @pytest.mark.parametrize("answer", [lambda: 0, lambda a, b, c, d, e: 0, 3, None])
 def test_what_cannot_be_called_with_these_arguments_is_one_line(answer, capsys):
     check("0.1", answer)

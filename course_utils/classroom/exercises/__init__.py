@@ -7,6 +7,7 @@ solutions into the notebooks.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def yours(number: str, answer: Callable, package: Callable | None = None) -> Cal
 
 def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bool]:
     try:
-        exercise.verify(answer)
+        exercise.verify(_keeping(answer))
     except Todo:
         return f"⏳ Exercise {number}: not attempted yet. Goal: {exercise.goal}", False
     except Wrong as error:
@@ -93,6 +94,40 @@ def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bo
         message = " ".join(str(error).split())
         return f"❌ Exercise {number}: your function stopped with {type(error).__name__}: {message}", False
     return f"✅ Exercise {number}: right.", True
+
+
+def _keeping(answer: Callable) -> Callable:
+    """`answer`, which raises `Wrong` where it changes a tensor or a list that it was given.
+
+    The experiments give it tensors and lists that cells below use again: `counts.sort()` is right once and spoils the
+    rest. Classes and what cannot be called are handed back as they are.
+    """
+    import torch
+
+    if isinstance(answer, type) or not callable(answer):
+        return answer
+
+    def kept(given: Any) -> Any:
+        if isinstance(given, torch.Tensor):
+            return given.detach().clone()
+        return list(given) if isinstance(given, list) else None
+
+    def changed(given: Any, before: Any) -> bool:
+        if isinstance(given, torch.Tensor):
+            return given.shape != before.shape or not torch.allclose(given, before, rtol=0, atol=0, equal_nan=True)
+        return before is not None and [*map(id, given)] != [*map(id, before)]
+
+    def call(*arguments, **named):
+        before = {name: kept(given) for name, given in named.items()}
+        before |= {place: kept(given) for place, given in enumerate(arguments)}
+        result = answer(*arguments, **named)
+        for key, old in before.items():
+            if changed(named[key] if key in named else arguments[key], old):
+                name = key if key in named else [*inspect.signature(answer).parameters][key]
+                raise Wrong(f"your function changes `{name}`, which cells below use again; work on a copy of it")
+        return result
+
+    return call
 
 
 def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> None:
