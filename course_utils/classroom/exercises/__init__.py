@@ -118,12 +118,12 @@ def _keeping(answer: Callable) -> Callable:
         return before is not None and [*map(id, given)] != [*map(id, before)]
 
     def call(*arguments, **named):
-        before = {name: kept(given) for name, given in named.items()}
-        before |= {place: kept(given) for place, given in enumerate(arguments)}
+        before: dict[int | str, Any] = {name: kept(given) for name, given in named.items()}
+        before.update((place, kept(given)) for place, given in enumerate(arguments))
         result = answer(*arguments, **named)
         for key, old in before.items():
-            if changed(named[key] if key in named else arguments[key], old):
-                name = key if key in named else [*inspect.signature(answer).parameters][key]
+            if changed(arguments[key] if isinstance(key, int) else named[key], old):
+                name = [*inspect.signature(answer).parameters][key] if isinstance(key, int) else key
                 raise Wrong(f"your function changes `{name}`, which cells below use again; work on a copy of it")
         return result
 
