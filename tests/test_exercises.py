@@ -1,6 +1,7 @@
 """Exercises: solutions are accepted, mutants are not, and a reader never sees our stack."""
 
 import inspect
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -243,7 +244,10 @@ def test_what_is_close_is_accepted(got, want):
 @pytest.mark.parametrize(
     ("got", "want", "options", "message"),
     [
-        ([1, 5, 9], [1, 2, 3], {}, "here: got 5, expected 2"),
+        ([1, 5, 9], [1, 2, 3], {}, "here: got 5, expected 2$"),
+        ([0, 5, 10], [0, 1, 2], {}, "here: got 5, expected 1; all your numbers are 5 times what is expected"),
+        ([1, -2], [-1, 2], {}, "all your numbers are -1 times"),
+        ([0, 0], [1, 2], {}, "here: got 0, expected 1$"),
         (0.0, NAN, {}, "here: got 0, expected nan"),
         ([1, 2], [1, 2, 3], {}, r"expected shape \(3,\) here, got \(2,\)"),
         ("text", 1, {}, "expected numbers here, got str"),
@@ -254,6 +258,15 @@ def test_what_is_close_is_accepted(got, want):
 def test_what_differs_is_said_with_both_numbers(got, want, options, message):
     with pytest.raises(Wrong, match=message):
         expect_close(got, want, "here", **options)
+
+
+@pytest.mark.parametrize(
+    ("number", "mutant", "message"),
+    [("2.4", 4, "a slope times its row is .* expected 0"), ("2.4", 1, "all your numbers are 6 times")],
+)
+def test_a_usual_slip_is_named(number, mutant, message, capsys):
+    check(number, ALL[number].mutants[mutant])
+    assert re.search(message, said(capsys))
 
 
 # ---- solutions in the notebooks ------------------------------------------------------------------------------------

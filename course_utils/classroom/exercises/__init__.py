@@ -131,7 +131,10 @@ def _keeping(answer: Callable) -> Callable:
 
 
 def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> None:
-    """Raise `Wrong` unless two numbers or flat lists of numbers agree; NaN equals NaN."""
+    """Raise `Wrong` unless two numbers or lists of numbers agree; NaN equals NaN.
+
+    It says the first two numbers that differ, and the factor if all are wrong by the same one.
+    """
     import torch
 
     try:
@@ -144,4 +147,7 @@ def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> Non
         raise Wrong(f"expected shape {tuple(want_tensor.shape)} {case}, got {tuple(got_tensor.shape)}")
     wrong = ~torch.isclose(got_tensor, want_tensor, rtol=tolerance, atol=tolerance, equal_nan=True)
     if wrong.any():
-        raise Wrong(f"{case}: got {got_tensor[wrong][0]:.7g}, expected {want_tensor[wrong][0]:.7g}")
+        factor = (got_tensor / want_tensor)[want_tensor != 0]
+        alike = len(factor) > 1 and torch.allclose(factor, factor[:1].expand_as(factor), rtol=1e-3, atol=0)
+        hint = f"; all your numbers are {factor[0]:.3g} times what is expected" if alike and factor[0] else ""
+        raise Wrong(f"{case}: got {got_tensor[wrong][0]:.7g}, expected {want_tensor[wrong][0]:.7g}{hint}")
