@@ -174,12 +174,20 @@ def takes_margins_off_in_place(cosines, labels, margins, scale, hinge=False):
     return result
 
 
+def sorts_the_rows(accuracy, shares, usable):
+    found = ALL["7.4"].solution(accuracy, shares, usable)
+    accuracy["A"][0].sort()
+    return found
+
+
 @pytest.mark.parametrize(
     ("number", "answer", "name"),
     [
         ("0.1", sorts_in_place, "counts"),
         ("1.3", divides_in_place, "weight"),
         ("5.2", takes_margins_off_in_place, "cosines"),
+        ("7.4", sorts_the_rows, "accuracy"),
+        ("1.1", lambda *given: (given[0].zero_(), ALL["1.1"].solution(*given))[1], "given"),
     ],
 )
 def test_an_answer_that_changes_what_cells_below_use_again_is_told_so(number, answer, name, capsys):

@@ -97,33 +97,39 @@ def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bo
 
 
 def _keeping(answer: Callable) -> Callable:
-    """`answer`, which raises `Wrong` where it changes a tensor or a list that it was given.
+    """`answer`, which raises `Wrong` where it changes a tensor, a list or a dictionary that it was given.
 
-    The experiments give it tensors and lists that cells below use again: `counts.sort()` is right once and spoils the
-    rest. Classes and what cannot be called are handed back as they are.
+    The experiments give it what cells below use again: `counts.sort()` is right once and spoils the rest. Classes and
+    what cannot be called are handed back as they are.
     """
     import torch
 
     if isinstance(answer, type) or not callable(answer):
         return answer
 
-    def kept(given: Any) -> Any:
-        if isinstance(given, torch.Tensor):
-            return given.detach().clone()
-        return list(given) if isinstance(given, list) else None
+    def copied(given: Any) -> Any:
+        if isinstance(given, list):
+            return [copied(value) for value in given]
+        if isinstance(given, dict):
+            return {key: copied(value) for key, value in given.items()}
+        return given.detach().clone() if isinstance(given, torch.Tensor) else given
 
-    def changed(given: Any, before: Any) -> bool:
+    def same(given: Any, before: Any) -> bool:
         if isinstance(given, torch.Tensor):
-            return given.shape != before.shape or not torch.allclose(given, before, rtol=0, atol=0, equal_nan=True)
-        return before is not None and [*map(id, given)] != [*map(id, before)]
+            return given.shape == before.shape and torch.allclose(given, before, rtol=0, atol=0, equal_nan=True)
+        if isinstance(given, dict):
+            return same([*given, *given.values()], [*before, *before.values()])
+        if isinstance(given, list):
+            return len(given) == len(before) and all(map(same, given, before))
+        return given is before
 
     def call(*arguments, **named):
-        before: dict[int | str, Any] = {name: kept(given) for name, given in named.items()}
-        before.update((place, kept(given)) for place, given in enumerate(arguments))
+        given: dict[int | str, Any] = {**dict(enumerate(arguments)), **named}
+        before = {key: copied(value) for key, value in given.items()}
         result = answer(*arguments, **named)
-        for key, old in before.items():
-            if changed(arguments[key] if isinstance(key, int) else named[key], old):
-                name = [*inspect.signature(answer).parameters][key] if isinstance(key, int) else key
+        for key, value in given.items():
+            if not same(value, before[key]):
+                name = dict(enumerate(inspect.signature(answer).parameters)).get(key, key)
                 raise Wrong(f"your function changes `{name}`, which cells below use again; work on a copy of it")
         return result
 
