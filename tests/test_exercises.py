@@ -1,6 +1,7 @@
 """Exercises: solutions are accepted, mutants are not, and a reader never sees our stack."""
 
 import inspect
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -157,6 +158,44 @@ def test_a_crash_in_the_readers_function_is_one_line(error, capsys):
     assert line.startswith(f"❌ Exercise 0.1: your function stopped with {type(error).__name__}")
 
 
+def sorts_in_place(counts):
+    counts.sort(reverse=True)
+    return ALL["0.1"].solution(counts)
+
+
+def divides_in_place(weight, strength):
+    weight /= weight.norm(dim=1, keepdim=True) ** strength
+    return weight
+
+
+def takes_margins_off_in_place(cosines, labels, margins, scale, hinge=False):
+    result = ALL["5.2"].solution(cosines, labels, margins, scale, hinge)
+    cosines[range(len(labels)), labels] -= margins[labels]
+    return result
+
+
+def sorts_the_rows(accuracy, shares, usable):
+    found = ALL["7.4"].solution(accuracy, shares, usable)
+    accuracy["A"][0].sort()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "name"),
+    [
+        ("0.1", sorts_in_place, "counts"),
+        ("1.3", divides_in_place, "weight"),
+        ("5.2", takes_margins_off_in_place, "cosines"),
+        ("7.4", sorts_the_rows, "accuracy"),
+        ("1.1", lambda *given: (given[0].zero_(), ALL["1.1"].solution(*given))[1], "given"),
+    ],
+)
+def test_an_answer_that_changes_what_cells_below_use_again_is_told_so(number, answer, name, capsys):
+    check(number, answer)
+    assert f"❌ Exercise {number}: your function changes `{name}`" in said(capsys)
+    assert yours(number, answer) is ALL[number].solution
+
+
 @pytest.mark.parametrize("answer", [lambda: 0, lambda a, b, c, d, e: 0, 3, None])
 def test_what_cannot_be_called_with_these_arguments_is_one_line(answer, capsys):
     check("0.1", answer)
@@ -213,7 +252,10 @@ def test_what_is_close_is_accepted(got, want):
 @pytest.mark.parametrize(
     ("got", "want", "options", "message"),
     [
-        ([1, 5, 9], [1, 2, 3], {}, "here: got 5, expected 2"),
+        ([1, 5, 9], [1, 2, 3], {}, "here: got 5, expected 2$"),
+        ([0, 5, 10], [0, 1, 2], {}, "here: got 5, expected 1; all your numbers are 5 times what is expected"),
+        ([1, -2], [-1, 2], {}, "all your numbers are -1 times"),
+        ([0, 0], [1, 2], {}, "here: got 0, expected 1$"),
         (0.0, NAN, {}, "here: got 0, expected nan"),
         ([1, 2], [1, 2, 3], {}, r"expected shape \(3,\) here, got \(2,\)"),
         ("text", 1, {}, "expected numbers here, got str"),
@@ -224,6 +266,15 @@ def test_what_is_close_is_accepted(got, want):
 def test_what_differs_is_said_with_both_numbers(got, want, options, message):
     with pytest.raises(Wrong, match=message):
         expect_close(got, want, "here", **options)
+
+
+@pytest.mark.parametrize(
+    ("number", "mutant", "message"),
+    [("2.4", 4, "a slope times its row is .* expected 0"), ("2.4", 1, "all your numbers are 6 times")],
+)
+def test_a_usual_slip_is_named(number, mutant, message, capsys):
+    check(number, ALL[number].mutants[mutant])
+    assert re.search(message, said(capsys))
 
 
 # ---- solutions in the notebooks ------------------------------------------------------------------------------------

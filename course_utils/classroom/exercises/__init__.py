@@ -7,6 +7,7 @@ solutions into the notebooks.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def yours(number: str, answer: Callable, package: Callable | None = None) -> Cal
 
 def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bool]:
     try:
-        exercise.verify(answer)
+        exercise.verify(_keeping(answer))
     except Todo:
         return f"⏳ Exercise {number}: not attempted yet. Goal: {exercise.goal}", False
     except Wrong as error:
@@ -95,8 +96,51 @@ def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bo
     return f"✅ Exercise {number}: right.", True
 
 
+def _keeping(answer: Callable) -> Callable:
+    """`answer`, which raises `Wrong` where it changes a tensor, a list or a dictionary that it was given.
+
+    The experiments give it what cells below use again: `counts.sort()` is right once and spoils the rest. Classes and
+    what cannot be called are handed back as they are.
+    """
+    import torch
+
+    if isinstance(answer, type) or not callable(answer):
+        return answer
+
+    def copied(given: Any) -> Any:
+        if isinstance(given, list):
+            return [copied(value) for value in given]
+        if isinstance(given, dict):
+            return {key: copied(value) for key, value in given.items()}
+        return given.detach().clone() if isinstance(given, torch.Tensor) else given
+
+    def same(given: Any, before: Any) -> bool:
+        if isinstance(given, torch.Tensor):
+            return given.shape == before.shape and torch.allclose(given, before, rtol=0, atol=0, equal_nan=True)
+        if isinstance(given, dict):
+            return same([*given, *given.values()], [*before, *before.values()])
+        if isinstance(given, list):
+            return len(given) == len(before) and all(map(same, given, before))
+        return given is before
+
+    def call(*arguments, **named):
+        given: dict[int | str, Any] = {**dict(enumerate(arguments)), **named}
+        before = {key: copied(value) for key, value in given.items()}
+        result = answer(*arguments, **named)
+        for key, value in given.items():
+            if not same(value, before[key]):
+                name = dict(enumerate(inspect.signature(answer).parameters)).get(key, key)
+                raise Wrong(f"your function changes `{name}`, which cells below use again; work on a copy of it")
+        return result
+
+    return call
+
+
 def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> None:
-    """Raise `Wrong` unless two numbers or flat lists of numbers agree; NaN equals NaN."""
+    """Raise `Wrong` unless two numbers or lists of numbers agree; NaN equals NaN.
+
+    It says the first two numbers that differ, and the factor if all are wrong by the same one.
+    """
     import torch
 
     try:
@@ -109,4 +153,7 @@ def expect_close(got: Any, want: Any, case: str, tolerance: float = 1e-4) -> Non
         raise Wrong(f"expected shape {tuple(want_tensor.shape)} {case}, got {tuple(got_tensor.shape)}")
     wrong = ~torch.isclose(got_tensor, want_tensor, rtol=tolerance, atol=tolerance, equal_nan=True)
     if wrong.any():
-        raise Wrong(f"{case}: got {got_tensor[wrong][0]:.7g}, expected {want_tensor[wrong][0]:.7g}")
+        factor = (got_tensor / want_tensor)[want_tensor != 0]
+        alike = len(factor) > 1 and torch.allclose(factor, factor[:1].expand_as(factor), rtol=1e-3, atol=0)
+        hint = f"; all your numbers are {factor[0]:.3g} times what is expected" if alike and factor[0] else ""
+        raise Wrong(f"{case}: got {got_tensor[wrong][0]:.7g}, expected {want_tensor[wrong][0]:.7g}{hint}")

@@ -168,6 +168,11 @@ def _verify_row_gradient(answer):
         F.cross_entropy(head(features), labels).backward()
         got = answer(features.clone(), labels.clone(), head.weight.detach().clone(), scale)
         case = f"for {batch} images, {classes} classes, {dim} features, scale {scale:g}"
+        if isinstance(got, torch.Tensor) and got.shape == head.weight.shape:
+            along = (got * head.weight.detach()).sum(dim=1).abs().max()
+            if along > 1e-3:
+                why = "stretching a row changes no logit: expected 0"
+                raise Wrong(f"a slope times its row is {along:.3g} {case}; {why}")
         expect_close(got, head.rows[0].grad, case)
 
 
