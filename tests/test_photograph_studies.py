@@ -15,7 +15,13 @@ from course_utils.classifier import PhotoClassifier
 from course_utils.experiments import photo_cells, photographs, studies, study_data
 from course_utils.experiments.command import main
 from course_utils.experiments.photo_cells import deployments
-from course_utils.experiments.photographs import confusions, near_duplicates, usual_features, with_features
+from course_utils.experiments.photographs import (
+    best_there,
+    confusions,
+    near_duplicates,
+    usual_features,
+    with_features,
+)
 from course_utils.experiments.progress import clock
 from course_utils.experiments.reports import best_on_validation, rows_of
 from course_utils.experiments.runs import read_study
@@ -85,7 +91,7 @@ def test_a_folder_of_pictures_from_the_command_to_a_model_that_answers(folder, t
     asked, cells, missing = read_study(out)
     assert not missing and asked["settings"]["features"] == "tiny" and asked["settings"]["network"] == "head"
     assert asked["settings"]["images"]["backbone"] == f"tiny {tiny_backbone.fingerprint}"
-    best = best_on_validation(rows_of(cells))
+    best = best_there(rows_of(cells), "equal")
 
     pictures = json.loads((out / "pictures.json").read_text(encoding="utf-8"))
     same = {tuple(one["files"]): one for one in pictures["twins"] if one["cosine"] > 0.9999}
@@ -113,6 +119,38 @@ def test_a_folder_of_pictures_from_the_command_to_a_model_that_answers(folder, t
     for words in ("## By class", "| bars | ", "**3 pairs" if len(pictures["twins"]) == 3 else " pairs", "## The model"):
         assert words in report
     assert ("confused.png" in report) == (out / "confused.png").is_file()
+
+
+def test_the_model_that_is_kept_is_best_as_it_answers(folder, tmp_path, tiny_backbone, monkeypatch, capsys):
+    """Logits as they come and logits for equal shares may have another best method; `predict` gives the latter."""
+
+    def told(method, *rest):
+        there = 0.9 if method == "cross-entropy" else 0.1
+        return {place: {"validation": there, "test": there} for place in ("as trained", "equal")}
+
+    monkeypatch.setattr(photo_cells, "deployments", told)
+    score = studies.score
+
+    def scored(one, *rest):  # as they come, all others are better than cross-entropy
+        row = score(one, *rest)
+        return row | {"validation": 0.1 if one.name == "cross-entropy" else 0.9}
+
+    monkeypatch.setattr(studies, "score", scored)
+    assert run(folder, tmp_path / "out") == 0
+    _, cells, _ = read_study(tmp_path / "out")
+    assert best_on_validation(rows_of(cells)) != "cross-entropy" == best_there(rows_of(cells), "equal")
+    said = capsys.readouterr().out
+    assert "the model of cross-entropy, best on validation images at equal shares, is " in said
+    assert PhotoClassifier.load(tmp_path / "out" / "model.safetensors", own=tiny_backbone).method == "cross-entropy"
+
+
+@pytest.mark.parametrize("features", ["tiny", "none"])
+def test_what_skip_broken_left_out_stands_in_the_report(features, folder, tmp_path, capsys):
+    (folder / "bars" / "broken.png").write_text("no picture")
+    words = ["--skip-broken", "--seeds", "1", "--methods", "cross-entropy", "--epochs", "1", "--features", features]
+    assert run(folder, tmp_path / "out", *words) == 0
+    assert main(["experiments", "report", "--out", str(tmp_path / "out")]) == 0
+    assert "that are no readable images: bars/broken.png" in capsys.readouterr().out
 
 
 def test_a_second_run_trains_nothing_and_other_pictures_are_refused(folder, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,8 @@ The features of all pictures are computed once and kept in FOLDER/features. Afte
 
 pictures.json            pictures that are nearly the same, and which classes are taken for which
 confused.png             examples of these, in front of a reader's eyes
-model.safetensors        the method that is best on validation images, as `python -m course_utils predict` takes it
+model.safetensors        the method whose answers for equal shares are best on validation images, as
+                         `python -m course_utils predict` gives them
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SMALL = 64  # pixels of the shorter side: to such pictures a pretrained backbone
 SAMPLE = 40  # pictures that are looked at, or timed
 ALIKE = 0.97  # cosine of two features from which on pictures are called nearly the same
 EXAMPLES, PAIRS = 5, 4
+KEPT = "equal"  # the shares for which a kept model answers if nobody says others, as `predict` has it
 
 
 # ---- before the start ------------------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def finish(out: Path, source: str, skip_broken: bool) -> str:
     """
     asked, cells, missing = read_study(out)
     settings, file = asked["settings"], out / "pictures.json"
-    of = digest(sorted((cell["training"], cell["seed"], sorted(cell["methods"])) for cell in cells))
+    of = digest(KEPT, sorted((cell["training"], cell["seed"], sorted(cell["methods"])) for cell in cells))
     old: dict[str, Any] = read_json(file, "twins", settings) if file.is_file() else {}
     if old.get("of") != of or ("model" in old and not (out / "model.safetensors").is_file()):
         old = _finished(out, asked, cells, missing, str(located(source).resolve()), skip_broken) | {"of": of}
@@ -225,7 +227,8 @@ def finish(out: Path, source: str, skip_broken: bool) -> str:
         model = out / "model.safetensors"
         way = f"python -m course_utils predict {model} FOLDER"
         said.append(
-            f"the model of {old['model']['method']}, best on validation images, is {model}; it answers with: {way}"
+            f"the model of {old['model']['method']}, best on validation images at equal shares, is {model}; "
+            f"it answers with: {way}"
         )
     return "\n".join(said)
 
@@ -242,10 +245,11 @@ def _finished(
     if shown:
         figure = examples_figure(Path(source), shown, loaded(settings["features"]).view)
         save_figure(figure, out / "confused.png")
-    if best is not None:
+    kept = None if best is None else best_there(rows_of(cells), KEPT)
+    if kept is not None:
         seed = min(asked["seeds"])
-        per_class = keep_model(out / "model.safetensors", settings, best, seed, *where)
-        found["model"] = {"method": best, "seed": seed, "per_class": plain(per_class)}
+        per_class = keep_model(out / "model.safetensors", settings, kept, seed, *where)
+        found["model"] = {"method": kept, "seed": seed, "per_class": plain(per_class)}
     return found
 
 
@@ -299,21 +303,26 @@ def report_parts(
         parts += [
             "It answers for equal shares of the classes; `--prior as-trained`, or a file of shares, moves it to "
             "another place. The tables by class and of confused pairs take logits as they come, without a move, so "
-            "answers for other shares differ from them. It is the best method at equal shares; to keep another "
-            "one, name it alone: `--methods`, with another `--out`."
+            "answers for other shares differ from them. It is the method that is bold at equal shares; to keep "
+            "another one, name it alone: `--methods`, with another `--out`."
         ]
     return parts
 
 
+def best_there(rows: Any, place: str) -> str | None:
+    """The method that is best on validation images where the classes have the shares of the place, its logits moved.
+
+    rows: of `reports.rows_of()`. None if a method has no such number.
+    """
+    found = {name: [row["deployments"][place]["validation"] for row in seeds.values()] for name, seeds in rows.items()}
+    if any(value is None for values in found.values() for value in values):
+        return None
+    return max(found, key=lambda name: statistics.fmean(found[name]))
+
+
 def _deployment_text(rows: Any, table_of: Any) -> str:
     first = next(iter(next(iter(rows.values())).values()))["deployments"]
-    lines, best = [], {}
-    for place in first:
-        validation = {
-            name: [row["deployments"][place]["validation"] for row in seeds.values()] for name, seeds in rows.items()
-        }
-        if all(value is not None for values in validation.values() for value in values):
-            best[place] = max(validation, key=lambda name: statistics.fmean(validation[name]))
+    lines, best = [], {place: best_there(rows, place) for place in first}
     for name, seeds in rows.items():
         cells = []
         for place in first:

@@ -146,7 +146,7 @@ def _read(
         else:
             data = read_photos(name, split, features, skip_broken)
     said = [str(w.message) for w in caught]
-    return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ")))
+    return data, tuple(text for text in said if text.startswith((f"{split}: ", "ignored beside ", "skipped ")))
 
 
 def profile_counts(settings: Mapping[str, Any], train: Labeled) -> list[int] | None:
