@@ -402,7 +402,13 @@ def _read_csv(path: Path, text: str, label: str, encoding: str) -> Rows:
         raw = gzip.decompress(path.read_bytes()) if ".gz" in suffixes[-1:] else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); allowed: a CSV file, packed by gzip or not") from error
-    rows = csv_rows(_decoded(raw, path, encoding), path, ".tsv" in suffixes)
+    content, tabs = _decoded(raw, path, encoding), ".tsv" in suffixes
+    header, between = content.partition("\n")[0], "tabs" if tabs else "commas"
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
+        other = name != between and mark in header and ("\t" if tabs else ",") not in header
+        ways = f"{between} between values (.csv: commas, .tsv: tabs)"
+        require(not other, path.name, f"{name} in its first line", ways)
+    rows = csv_rows(content, path, tabs)
     columns = rows.pop(0)[1] if rows else []
     for option, column in (("text", text), ("label", label)):
         require(column in columns, option, f"{column!r}, no column of {path.name}", ", ".join(columns) or "a header")

@@ -472,6 +472,22 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, rows, options, message)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "mark", "said"),
+    [
+        ("a.csv", ";", "a.csv: got semicolons in its first line; allowed: commas between values"),
+        ("a.csv", "\t", "a.csv: got tabs in its first line; allowed: commas"),
+        ("a.tsv", ",", "a.tsv: got commas in its first line; allowed: tabs"),
+    ],
+)
+def test_another_mark_between_the_values_is_named(tmp_path, name, mark, said):
+    """Spreadsheets write semicolons where the comma is a decimal mark; a quoted text made another message of it."""
+    rows = mark.join(("text", "label")) + "\n" + mark.join(('"a text, with ""marks"""', "x")) + "\n"
+    (tmp_path / name).write_text(rows, encoding="utf-8")
+    with pytest.raises(ValueError, match=said):
+        load_texts(tmp_path / name, "train")
+
+
 def test_other_encodings(tmp_path):
     rows = [ROWS[0], *[[f"caf\u00e9 {i}", "x"] for i in range(9)]]
     path = written(tmp_path, rows, encoding="cp1252")
