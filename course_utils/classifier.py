@@ -346,6 +346,9 @@ def predict_folder(model: str, what: list[str], prior: str, out: Path | None, wo
         except ValueError as error:
             raise ValueError(f"--prior: {prior} is no JSON ({error})") from None
         require(isinstance(found, dict), "--prior", f"{prior} with a {type(found).__name__}", "{class: share}")
+    else:
+        ways = "equal, as-trained, or a JSON file {class: share}"
+        require(found in ("equal", "as trained"), "--prior", f"{prior!r}, which is no file", ways)
     answers = PhotoClassifier.load(model).predict(what, prior=found, workers=workers, skip_broken=skip_broken)
     if out is None:
         return answers.csv().rstrip("\n")

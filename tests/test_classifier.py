@@ -288,6 +288,9 @@ def test_the_command_writes_a_table_of_answers(kept, folder, tmp_path, capsys, m
     answers = kept["balanced softmax"].predict(folder / "validation")
     assert [row["file"] for row in rows] == list(answers.paths)
     assert [row["class"] for row in rows] == [NAMES[j] for j in answers.labels]
+    assert main([*command, "--prior", str(tmp_path / "share.json")]) == 2
+    error = capsys.readouterr().err
+    assert "share.json', which is no file; allowed: equal, as-trained, or a JSON file {class: share}" in error
     for row, p in zip(rows, answers.probabilities.sort(1, descending=True).values.tolist(), strict=True):
         assert (row["probability"], row["second probability"]) == (f"{p[0]:.4f}", f"{p[1]:.4f}")
     assert main([*command, "--prior", str(tmp_path / "shares.json")]) == 0
