@@ -167,6 +167,14 @@ def test_a_second_run_trains_nothing_and_other_pictures_are_refused(folder, tmp_
     assert "was made with other settings: files " in capsys.readouterr().err
 
 
+def test_one_class_alone_is_refused(tmp_path, capsys):
+    for number in range(8):
+        picture(tmp_path / "pictures" / "bars" / f"{number}.png", 0, number)
+    for features in ("tiny", "none"):
+        assert run(tmp_path / "pictures", tmp_path / "out", "--features", features) == 2
+        assert "data: got one class alone, 'bars'; allowed: images of two classes" in capsys.readouterr().err
+
+
 def test_another_backbone_is_another_study(folder, tmp_path, tiny_backbone, capsys):
     assert run(folder, tmp_path / "out") == 0
     with torch.no_grad():
