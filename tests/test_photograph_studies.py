@@ -15,13 +15,7 @@ from course_utils.classifier import PhotoClassifier
 from course_utils.experiments import photo_cells, photographs, studies, study_data
 from course_utils.experiments.command import main
 from course_utils.experiments.photo_cells import deployments
-from course_utils.experiments.photographs import (
-    best_there,
-    confusions,
-    near_duplicates,
-    usual_features,
-    with_features,
-)
+from course_utils.experiments.photographs import best_there, confusions, near_duplicates, usual_features, with_features
 from course_utils.experiments.progress import clock
 from course_utils.experiments.reports import best_on_validation, rows_of
 from course_utils.experiments.runs import read_study
