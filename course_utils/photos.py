@@ -296,7 +296,8 @@ class Photos(Labeled):
                 bar.update()
         rest = self.subset(torch.tensor(good))
         for name, before, after in zip(self.class_names, self.counts, rest.counts, strict=True):
-            require(after or not before, f"class {name!r}", f"{before} files, none of them readable", "one at least")
+            where = "the pictures" if self.class_names == ("unknown",) else f"class {name!r}"
+            require(after or not before, where, f"{before} files, none of them readable", "one at least")
         names = ", ".join(os.fsdecode(path) for path, fine in zip(self.paths.tolist(), good, strict=True) if not fine)
         if names:
             warnings.warn(f"skipped {len(self) - len(rest)} files that are no readable images: {names}", stacklevel=4)

@@ -305,7 +305,8 @@ def load_texts(
             obeyed. Without one, of each label a quarter of the different texts is the test and 15 % are validation,
             rounded down, by a hash of the text, so that the same text is never in two splits. A warning names the
             labels that have no text of this split.
-        length: words that are read of a text; by default 24 for webster, 200 for others. A warning counts longer ones.
+        length: words that are read of a text; by default 24 for webster, 200 for others. Warnings count longer ones,
+            texts without a word, texts that stand under more than one label, and those that are in train too.
         at_least: how often training texts hold a word of the vocabulary; by default 5 for imdb, 2 for others.
         tokens: as in `vocabulary_of()`.
 
@@ -336,7 +337,10 @@ def load_texts(
         if lacking := [each for each in names if each not in there]:
             seen = f"no text of {split} has the label {', '.join(map(repr, lacking))}"
             warnings.warn(f"{rows.source}: {seen}{rows.why}", stacklevel=2)
-        _warn_of(rows.source, texts, length, tokens)
+        if split != "train" and (again := sorted(set(texts) & set(known))):
+            seen = f"{len(again)} texts of {split} are texts of train too, such as {again[0][:40]!r}"
+            warnings.warn(f"{rows.source}: {seen}: accuracies on {split} are too good", stacklevel=2)
+        _warn_of(rows.source, texts, labels, length, tokens)
     vocabulary = vocabulary_of(known, at_least=at_least, length=length, tokens=tokens)
     number = {each: i for i, each in enumerate(names)}
     shown = tuple({"pos": "positive", "neg": "negative"}.get(each, each) if named == "imdb" else each for each in names)
@@ -344,7 +348,14 @@ def load_texts(
     return LabeledTexts(encode(texts, vocabulary, length, tokens=tokens), numbers, shown, vocabulary)
 
 
-def _warn_of(source: str, texts: list[str], length: int, tokens: Tokens) -> None:
+def _warn_of(source: str, texts: list[str], labels: list[str], length: int, tokens: Tokens) -> None:
+    by_text: dict[str, list[str]] = {}
+    for each, label in dict.fromkeys(zip(texts, labels, strict=True)):
+        by_text.setdefault(each, []).append(label)
+    if several := {each: found for each, found in by_text.items() if len(found) > 1}:
+        first, found = next(iter(several.items()))
+        seen = f"{first[:40]!r} under {', '.join(map(repr, found))}"
+        warnings.warn(f"{source}: {len(several)} texts stand under more than one label, such as {seen}", stacklevel=3)
     sizes = [sum(1 for _ in islice(tokens(each), length + 1)) for each in texts]
     if empty := sizes.count(0):
         warnings.warn(f"{source}: {empty} texts have no word; each is read as one unknown word", stacklevel=3)

@@ -327,6 +327,7 @@ def test_help_is_there(command, capsys):
     ("arguments", "message"),
     [
         (["run", "lettres"], "name: got 'lettres', which is no folder; allowed: letters, fashion"),
+        (["run", __file__], "or a folder of images; texts in a CSV file: course_utils.texts.load_texts(), as "),
         (["run", "letters", "--methods", "LDAM-DRW"], "method: got 'LDAM-DRW'; allowed: cross-entropy"),
         (["run", "letters", "--jobs", "0"], "jobs: got 0; allowed: at least 1"),
         (["run", "letters", "--epochs", "0", "--jobs", "1"], "epochs: got 0; allowed: at least 1"),

@@ -15,7 +15,15 @@ from course_utils.classifier import PhotoClassifier
 from course_utils.experiments import photo_cells, photographs, studies, study_data
 from course_utils.experiments.command import main
 from course_utils.experiments.photo_cells import deployments
-from course_utils.experiments.photographs import best_there, confusions, near_duplicates, usual_features, with_features
+from course_utils.experiments.photographs import (
+    best_there,
+    confusions,
+    near_duplicates,
+    spoiled_text,
+    usual_features,
+    warning_of,
+    with_features,
+)
 from course_utils.experiments.progress import clock
 from course_utils.experiments.reports import best_on_validation, rows_of
 from course_utils.experiments.runs import read_study
@@ -179,20 +187,61 @@ def test_another_backbone_is_another_study(folder, tmp_path, tiny_backbone, caps
     assert "the study was made with other images: images.backbone" in capsys.readouterr().err
 
 
-def test_splits_of_the_folder_count_as_they_are_and_twins_within_one_do_not(folder, tmp_path, capsys):
-    for split, part in (("train", slice(0, 8)), ("validation", slice(8, 10)), ("test", slice(10, 12))):
+@pytest.mark.parametrize("drawn", [False, True])
+def test_twins_count_where_they_can_stand_in_two_parts(drawn, folder, tmp_path, capsys):
+    """Splits of the folder count as they are; validation may be drawn from train."""
+    parts = {"train": slice(0, 8), "validation": slice(8, 10), "test": slice(10, 12)}
+    for split, part in parts.items():
+        if drawn and split == "validation":
+            continue
         for name in COUNTS:
             for path in sorted((folder / name).glob("??.png"))[part]:
                 (tmp_path / "split" / split / name).mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, tmp_path / "split" / split / name)
     root = tmp_path / "split"
     shutil.copy(root / "train" / "bars" / "00.png", root / "train" / "bars" / "within.png")
+    shutil.copy(root / "train" / "bars" / "02.png", root / "train" / "rings" / "wrong.png")
     shutil.copy(root / "train" / "bars" / "01.png", root / "test" / "bars" / "across.png")
     assert run(root, tmp_path / "out", "--seeds", "1") == 0
     twins = json.loads((tmp_path / "out" / "pictures.json").read_text(encoding="utf-8"))["twins"]
-    exact = [one for one in twins if one["cosine"] > 0.9999]
-    assert [one["splits"] for one in exact] == [["train", "test"]]
-    assert exact[0]["files"] == ["train/bars/01.png", "test/bars/across.png"]
+    found = {tuple(one["files"]): one["splits"] for one in twins if one["cosine"] > 0.9999}
+    across, wrong, within = (
+        (f"train/bars/{first}.png", second)
+        for first, second in (
+            ("01", "test/bars/across.png"),
+            ("02", "train/rings/wrong.png"),
+            ("00", "train/bars/within.png"),
+        )
+    )
+    by_chance = {within: ["train", "train"]} if drawn else {}
+    assert found == {across: ["train", "test"], wrong: ["train", "train"]} | by_chance
+
+
+@pytest.mark.parametrize(
+    ("splits", "classes", "harm"),
+    [
+        (["all", "all"], "aa", "the accuracies are too good"),
+        (["train", "test"], "aa", "the accuracies are too good"),
+        (["train", "train"], "aa", "what is chosen on validation images looks too good"),
+        (["train", "validation"], "aa", "what is chosen on validation images looks too good"),
+        (["test", "test"], "ab", "1 of them in different classes, such as 0.png and 1.png: one of the two classes is"),
+    ],
+)
+def test_what_twins_do_is_said(splits, classes, harm):
+    assert harm in warning_of([{"files": ["0.png", "1.png"], "splits": splits, "classes": [*classes]}])
+
+
+def test_logits_that_lose_by_the_move_are_told():
+    """A cosine head whose scale is still small: the move by log n is larger than all its logits."""
+    place = {"validation": 0.3, "test": 0.3}
+    rows = {
+        "cosine classifier": {0: {"validation": 0.6, "deployments": {"equal": place}}},
+        "cross-entropy": {0: {"validation": 0.2, "deployments": {"equal": place}}},
+        "NCM": {0: {"validation": 0.32, "deployments": {"equal": place}}},
+    }
+    said = spoiled_text(rows, list(rows))
+    assert said.startswith("cosine classifier: do not move its logits") and "60 % of" in said and "30 % moved" in said
+    assert "cross-entropy" not in said and "NCM" not in said and not spoiled_text(rows, ["cross-entropy"])
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

@@ -488,6 +488,21 @@ def test_another_mark_between_the_values_is_named(tmp_path, name, mark, said):
         load_texts(tmp_path / name, "train")
 
 
+def test_texts_that_spoil_the_numbers_are_told(tmp_path):
+    """The same text under two labels, and in two splits where a column of the file says so."""
+    rows = [
+        ("text", "label", "split"),
+        ("the sea", "a", "train"),
+        ("the hill", "b", "train"),
+        ("the sea", "b", "train"),
+    ]
+    path = written(tmp_path, [*rows, ("the hill", "b", "test"), ("the wind", "a", "test")])
+    with pytest.warns(UserWarning, match="1 texts stand under more than one label, such as 'the sea' under 'a', 'b'"):
+        load_texts(path, "train", at_least=1)
+    with pytest.warns(UserWarning, match="1 texts of test are texts of train too, such as 'the hill': accuracies on"):
+        load_texts(path, "test", at_least=1)
+
+
 def test_other_encodings(tmp_path):
     rows = [ROWS[0], *[[f"caf\u00e9 {i}", "x"] for i in range(9)]]
     path = written(tmp_path, rows, encoding="cp1252")

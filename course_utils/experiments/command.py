@@ -169,6 +169,8 @@ def run(options: argparse.Namespace) -> str:
     name, source = options.name, options.data
     if name not in ALL and name not in TABLES:
         allowed = f"{', '.join([*ALL, *TABLES])}, or a folder of images"
+        if located(name).is_file():
+            allowed += "; texts in a CSV file: course_utils.texts.load_texts(), as notebook 09 does"
         require(located(name).is_dir(), "name", f"{name!r}, which is no folder", allowed)
         if source is not None:
             raise ValueError("--data: allowed only with a named experiment")

@@ -46,6 +46,7 @@ SMALL = 64  # pixels of the shorter side: to such pictures a pretrained backbone
 SAMPLE = 40  # pictures that are looked at, or timed
 ALIKE = 0.97  # cosine of two features from which on pictures are called nearly the same
 EXAMPLES, PAIRS = 5, 4
+LOST = 0.03  # of balanced accuracy on validation images: more than a choice among few of them explains
 KEPT = "equal"  # the shares for which a kept model answers if nobody says others, as `predict` has it
 
 
@@ -136,8 +137,9 @@ def near_duplicates(features: Tensor, least: float = ALIKE) -> list[tuple[int, i
 
 
 def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) -> list[dict[str, Any]]:
-    """Pictures of a folder that are nearly the same, in two splits, or anywhere if its splits are drawn by chance.
+    """Pictures of a folder that are nearly the same and can stand in two parts, or that stand in two classes.
 
+    Parts that are drawn by chance are drawn from "all", or validation from "train" where the folder has none.
     [{"files", "splits", "classes": two of each, "cosine": of their features}, ...], the most similar first.
     """
     folder = Path(source)
@@ -147,13 +149,13 @@ def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) ->
     owners = [(split, i) for split, part in photos.items() for i in range(len(part))]
     digests = tuple(sorted({part.digest() for part in photos.values()}))
     table, _ = features_table(features, source, skip_broken, kept, digests)
-    found = []
+    found, by_chance = [], "all" if "all" in photos else "train" if "validation" not in photos else None
     for i, j, cosine in near_duplicates(table):
         (one, a), (other, b) = owners[i], owners[j]
-        if one != other or one == "all":
-            both = ((photos[one], a), (photos[other], b))
+        both = ((photos[one], a), (photos[other], b))
+        classes = [part.class_names[int(part.labels[k])] for part, k in both]
+        if one != other or one == by_chance or classes[0] != classes[1]:
             files = [part.paths[k].decode("utf-8", "replace") for part, k in both]
-            classes = [part.class_names[int(part.labels[k])] for part, k in both]
             found.append({"files": files, "splits": [one, other], "classes": classes, "cosine": round(cosine, 4)})
     return found
 
@@ -215,6 +217,8 @@ def finish(out: Path, source: str, skip_broken: bool) -> str:
 
     If these are of the same cells already, they stay as they are.
     """
+    from .reports import rows_of
+
     asked, cells, missing = read_study(out)
     settings, file = asked["settings"], out / "pictures.json"
     of = digest(KEPT, sorted((cell["training"], cell["seed"], sorted(cell["methods"])) for cell in cells))
@@ -230,6 +234,7 @@ def finish(out: Path, source: str, skip_broken: bool) -> str:
             f"the model of {old['model']['method']}, best on validation images at equal shares, is {model}; "
             f"it answers with: {way}"
         )
+        said += filter(None, [spoiled_text(rows_of(cells), [old["model"]["method"]])])
     return "\n".join(said)
 
 
@@ -258,9 +263,41 @@ def warning_of(twins: Sequence[Mapping[str, Any]]) -> str:
     other = sum(one["classes"][0] != one["classes"][1] for one in twins)
     pairs = f"{len(twins)} pairs of pictures are" if len(twins) > 1 else "2 pictures are"
     conflict = f", {other} of them in different classes" if other else ""
-    return (
-        f"{pairs} nearly the same and can stand in two parts{conflict}, such as "
-        f"{' and '.join(twins[0]['files'])}: the accuracies are too good. Keep one picture of each pair"
+    splits = [set(one["splits"]) for one in twins]
+    if any("all" in two or (len(two) > 1 and "test" in two) for two in splits):
+        harm = "the accuracies are too good"
+    elif any(two != {"test"} for two in splits):
+        harm = "what is chosen on validation images looks too good"
+    else:
+        harm = "one of the two classes is wrong"
+    files = " and ".join(twins[0]["files"])
+    return f"{pairs} nearly the same{conflict}, such as {files}: {harm}. Keep one picture of each pair"
+
+
+def spoiled_by_moving(rows: Any) -> dict[str, tuple[float, float]]:
+    """{method: balanced accuracies on validation images, logits as they come and moved to equal shares}.
+
+    Those methods whose logits should gain from the move and lose more than `LOST`: their softmax is not right for the
+    shares of training, so neither are their answers for other shares. rows: of `reports.rows_of()`.
+    """
+    found = {}
+    for name, seeds in rows.items():
+        pairs = [(row["validation"], row["deployments"][KEPT]["validation"]) for row in seeds.values()]
+        if all(None not in pair for pair in pairs):
+            as_they_come, moved = (statistics.fmean(values) for values in zip(*pairs, strict=True))
+            if as_they_come - moved > LOST:
+                found[name] = (as_they_come, moved)
+    return found
+
+
+def spoiled_text(rows: Any, names: Sequence[str]) -> str:
+    """A sentence for each of these methods that `spoiled_by_moving()` finds; empty if it finds none."""
+    found = spoiled_by_moving(rows)
+    return " ".join(
+        f"{name}: do not move its logits to other shares; all classes counting the same, it reads "
+        f"{100 * found[name][0]:.0f} % of the validation images as they come and {100 * found[name][1]:.0f} % moved."
+        for name in names
+        if name in found
     )
 
 
@@ -335,7 +372,9 @@ def _deployment_text(rows: Any, table_of: Any) -> str:
         "logits of each method are moved from the shares that they assume to these. Bold: best on validation "
         "images, which is what to use there."
     )
-    return about + "\n\n" + table_of(" | ".join(["method", *first]), lines)
+    text = about + "\n\n" + table_of(" | ".join(["method", *first]), lines)
+    spoiled = spoiled_text(rows, list(rows))
+    return f"{text}\n\n**{spoiled}**" if spoiled else text
 
 
 def _class_text(cells: Any, rows: Any, shown: Sequence[str], found: Any, table_of: Any) -> str:
