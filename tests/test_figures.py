@@ -52,6 +52,14 @@ def test_korean_and_chinese_names_have_letters_where_a_font_is_installed(axes):
         axes.figure.canvas.draw()
 
 
+def test_a_second_font_without_bold_is_no_message_under_a_picture(axes, caplog):
+    """As Korean and Chinese ones may be: matplotlib says so in the notebook, where a reader can do nothing about it."""
+    with plt.rc_context({"font.family": ["sans-serif", "DejaVu Sans Display"]}):
+        axes.set_title("bold", weight="bold", family=plt.rcParams["font.family"], size=17.5)
+        axes.figure.canvas.draw()
+    assert not caplog.records
+
+
 def test_class_bars_have_the_heights_in_the_order_asked_for(axes):
     assert figures.class_bars(axes, [0.9, 0.7, 0.5, 0.1], "EABZ", COUNTS, order=[3, 0, 2]) is axes
     bars = axes.patches

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import html
 import io
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -56,6 +57,7 @@ _KOREAN = "Noto Sans CJK KR", "Malgun Gothic", "Apple SD Gothic Neo", "AppleGoth
 _CHINESE = "Noto Sans CJK SC", "Microsoft YaHei", "SimHei", "Hiragino Sans GB", "Heiti TC", "WenQuanYi Micro Hei"
 _installed = [next((name for name in names if name in get_font_names()), None) for names in (_KOREAN, _CHINESE)]
 plt.rc("font", size=11, family=["sans-serif", *filter(None, _installed)])  # class names are in any language
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # such a font may have no bold: no reader's matter
 plt.rc("axes", grid=True, axisbelow=True)
 plt.rc("axes.spines", top=False, right=False)
 plt.rc("grid", alpha=0.25)
