@@ -271,10 +271,14 @@ class Deck:
                 (self.seen.notes if self.seen else self.said).append(block + "\n")
 
     def flush(self) -> None:
-        """The text that waits becomes slides."""
+        """The text that waits becomes slides; a formula stays with what leads to it."""
         heading = self.sub or self.section
         kind = "ask" if heading.startswith(ASK) else "text"
-        for body in packed(piece for block in self.waiting for piece in _pieces(block)):
+        led: list[str] = []
+        for block in self.waiting:
+            follows = block.startswith("$$") and led and not led[-1].startswith("$$")
+            led[-1:] = [f"{led[-1]}\n\n{block}"] if follows else [*led[-1:], block]
+        for body in packed(piece for block in led for piece in _pieces(block)):
             self.add(_html(body), kind, heading)
         self.waiting = []
 
