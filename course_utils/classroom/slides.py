@@ -310,7 +310,8 @@ class Deck:
         found = [picture for output in cell.outputs if (picture := _picture(output))]
         pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
         tables = [page for page in pages if "<table" in page]
-        printed = [line for output in cell.outputs for line in output.get("text", "").splitlines() if line.strip()]
+        told = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")  # no warnings
+        printed = [line for line in told.splitlines() if line.strip()]
         printed = [line for line in printed if not re.search(r"Exercise \d|guess|you:", line)]
         for picture in found:
             self.picture(*picture)
