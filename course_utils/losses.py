@@ -1,4 +1,4 @@
-"""Class weights, and the losses of class-incremental learning (LUCIR, Hou et al. 2019).
+"""Class weights, losses for long tails (focal, logit adjustment, LDAM, DRW), and those of LUCIR (Hou et al. 2019).
 
 n_j is the number of training images of class j, C the number of classes. A weight of a loss multiplies the loss of
 every image of that class; `torch.nn.CrossEntropyLoss(weight=w)` divides by the sum of the weights in the batch, so
@@ -129,11 +129,11 @@ class LogitAdjustedLoss(nn.Module):
 def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, *, exponent: float = 0.25) -> Tensor:
     """m_j = max_margin * (n_min / n_j)^exponent: float32 (C,), the rarest class gets `max_margin`.
 
-    Cao et al. 2019, section 3.1, with exponent = 1/4; their constant C is max_margin * n_min^(1/4). exponent = 0 is the
-    uniform margin of their experiments ("M-DRW").
+    Cao et al. 2019, section 3.2 (3.1 derives it for two classes), with exponent = 1/4; their constant C is
+    max_margin * n_min^(1/4). exponent = 0 is the uniform margin of their experiments ("M-DRW").
 
     Args:
-        max_margin: in units of a cosine; above 0. 0.5 in the paper for small data, 0.3 for iNaturalist.
+        max_margin: in units of a cosine; above 0. 0.5 in the released code; its author advises 0.3 for iNaturalist.
         exponent: at least 0.
 
     Raises:
@@ -143,7 +143,7 @@ def ldam_margins(class_counts: Tensor | Sequence[int], max_margin: float = 0.5, 
     require(0 <= exponent < math.inf, "exponent", exponent, "at least 0")
     given = of_classes("class_counts", class_counts, least=1)
     counts = given.cpu().double()
-    # m_j = C / n_j^(1/4) with C such that the largest is max_margin   (Cao et al. 2019, section 3.1)
+    # m_j = C / n_j^(1/4) with C such that the largest is max_margin   (Cao et al. 2019, section 3.2)
     margins = max_margin * (counts.min() / counts) ** exponent
     return margins.float().to(given.device)
 

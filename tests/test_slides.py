@@ -54,6 +54,22 @@ def test_plans_name_headings_and_pictures_that_are_there(number):
         assert shown <= {*names, "Ask the room"} and len(shown) > 4
 
 
+def test_a_formula_stays_with_the_sentence_that_leads_to_it():
+    lines = "\n\n".join(f"This **sentence** number {k} leads to:\n\n$$x_{k} = {k}$$" for k in range(9))
+    found = slides.Deck(["Words"], ("Words", 1), "01")
+    found.text(f"## Words\n\n{lines}", first=False)
+    found.flush()
+    assert len(found.slides) > 1 and all("sentence" in slide.body.partition("$$")[0] for slide in found.slides)
+
+
+def test_warnings_of_this_machine_are_not_in_the_notes():
+    outputs = [new_output("stream", name=n, text=f"{n} said this\n") for n in ("stdout", "stderr")]
+    found = slides.Deck(["Words"], ("Words", 1), "01")
+    found.section = "Words"
+    found.code(new_code_cell("1", outputs=outputs), folded=False)
+    assert "stdout said" in found.slides[0].body and "stderr said" not in found.slides[0].html()
+
+
 @pytest.mark.parametrize("number", PLANS)
 def test_forty_minutes_have_a_slider(number):
     sliders = [cell for cell in STORED[number].cells if "widget" in cell.metadata.get("tags", [])]

@@ -271,10 +271,14 @@ class Deck:
                 (self.seen.notes if self.seen else self.said).append(block + "\n")
 
     def flush(self) -> None:
-        """The text that waits becomes slides."""
+        """The text that waits becomes slides; a formula stays with what leads to it."""
         heading = self.sub or self.section
         kind = "ask" if heading.startswith(ASK) else "text"
-        for body in packed(piece for block in self.waiting for piece in _pieces(block)):
+        led: list[str] = []
+        for block in self.waiting:
+            follows = block.startswith("$$") and led and not led[-1].startswith("$$")
+            led[-1:] = [f"{led[-1]}\n\n{block}"] if follows else [*led[-1:], block]
+        for body in packed(piece for block in led for piece in _pieces(block)):
             self.add(_html(body), kind, heading)
         self.waiting = []
 
@@ -306,7 +310,8 @@ class Deck:
         found = [picture for output in cell.outputs if (picture := _picture(output))]
         pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
         tables = [page for page in pages if "<table" in page]
-        printed = [line for output in cell.outputs for line in output.get("text", "").splitlines() if line.strip()]
+        told = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")  # no warnings
+        printed = [line for line in told.splitlines() if line.strip()]
         printed = [line for line in printed if not re.search(r"Exercise \d|guess|you:", line)]
         for picture in found:
             self.picture(*picture)

@@ -264,7 +264,7 @@ def open_scores(left: Axes, right: Axes, aurocs: Mapping[str, Mapping[str, Numbe
     for row, name in enumerate(names):
         figures.difference_line(right, [a - b for a, b in zip(best, aurocs[fair][name], strict=True)], row)
     right.axvline(0, color="black", linewidth=1)
-    right.set(xlabel=f"OLTR as published minus\n{fair} with this score, points")
+    right.set(xlabel=f"OLTR with {paper} minus\n{fair} with this score, points")
 
 
 def umap_letters(axes: Axes, points: np.ndarray, labels: Tensor, counts: Counts, names: Names) -> Axes:
