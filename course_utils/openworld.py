@@ -79,8 +79,8 @@ class MetaEmbedding(NamedTuple):
 class MetaEmbeddingClassifier(nn.Module):
     """Dynamic meta-embedding and its cosine classifier: a head from features (B, D) to logits (B, K).
 
-    Liu et al. 2019, section 3.2: v = (reach / d_min) (f + e * o M), with o = softmax of the hallucinator, e = tanh of
-    the concept selector, and d_min the distance from f to the nearest centroid. Logits are
+    Liu et al. 2019, "Dynamic Meta-Embedding": v = (reach / d_min) (f + e * o M), with o = softmax of the hallucinator,
+    e = tanh of the concept selector, and d_min the distance from f to the nearest centroid. Logits are
     scale * squash(v) . w_j / ||w_j||: each is between -scale and scale.
 
     Args:
@@ -163,7 +163,7 @@ class DiscriminativeCentroidLoss(nn.Module):
 
     attract = sum_i ||f_i - c_{y_i}||^2 / (2 B); repel = max(0, margin - mean squared distance to the other centroids).
     With `pairwise` the hinge works on every pair of image and other centroid alone, and the mean is taken afterwards.
-    Liu et al. 2019, equation 4, prints a third form: one hinge over the sums of both halves.
+    The large-margin loss that Liu et al. 2019 print has a third form: one hinge over the sums of both halves.
 
     Args:
         margin: a squared distance, above 0. repel_weight: at least 0.
@@ -309,10 +309,10 @@ def with_parts(
 class ModulatedAttention(nn.Module):
     """Self-attention over the positions of a map, let through by a spatial gate: x + gate * attended(x).
 
-    Liu et al. 2019, section 3.3. With x of shape (B, channels, height, width) and P = height * width positions:
-    attended = out(A g(x)), A = softmax over the P keys of theta(x)^T phi(x), not divided by a square root; gate =
-    softmax over the P positions of a linear layer on the whole map, the same for every channel. theta, phi and g are
-    1 x 1 convolutions, so one linear layer applied at every position.
+    Liu et al. 2019, "Modulated Attention". With x of shape (B, channels, height, width) and P = height * width
+    positions: attended = out(A g(x)), A = softmax over the P keys of theta(x)^T phi(x), not divided by a square root;
+    gate = softmax over the P positions of a linear layer on the whole map, the same for every channel. theta, phi and g
+    are 1 x 1 convolutions, so one linear layer applied at every position.
 
     The layer starts as the identity: `out` starts at 0. The map size is fixed when the layer is made.
 

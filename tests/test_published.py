@@ -234,7 +234,7 @@ def test_images_set_aside_are_told_and_other_studies_have_no_such_part():
 
 def test_a_report_of_inaturalist_says_what_its_test_is_and_that_the_published_one_chose_the_epoch():
     """Their validation images are their test; ours is two of the three images of a class."""
-    chosen = {(o.source, o.protocol): o.best_on_test for o in NUMBERS if o.group == "all" and o.kind == "memory"}
+    chosen = {(o.source, o.protocol): o.best_on_test for o in NUMBERS if o.group == "all" and o.kind == "recalled"}
     assert chosen["Kang 2020", "inaturalist-2018, ResNet-50"] is True
     assert chosen["Kang 2020", "places-lt, ResNet-152"] is False
     settings = LARGE["inaturalist-2018"].settings()

@@ -306,7 +306,8 @@ class Deck:
     # -- outputs
 
     def code(self, cell: nbformat.NotebookNode, *, folded: bool) -> None:
-        """The outputs of a cell: pictures first, its tables below the last one, what it printed in the notes."""
+        """The outputs of a cell: pictures first, its tables below the last one or below the first table, what it printed
+        in the notes."""
         found = [picture for output in cell.outputs if (picture := _picture(output))]
         pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
         tables = [page for page in pages if "<table" in page]
@@ -318,7 +319,8 @@ class Deck:
         if found and self.seen:
             self.seen.below = [Slide(self.section, table, "table") for table in tables]
         elif tables:
-            self.seen = [self.add(table, "table") for table in tables][-1]
+            self.seen = self.add(tables[0], "table")
+            self.seen.below = [Slide(self.section, table, "table") for table in tables[1:]]
         elif printed and not folded:
             self.seen = self.add(_code(cell.source, "\n".join(printed)), "code")
         if printed and self.seen and (found or tables):
