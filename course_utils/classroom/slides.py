@@ -306,8 +306,9 @@ class Deck:
     # -- outputs
 
     def code(self, cell: nbformat.NotebookNode, *, folded: bool) -> None:
-        """The outputs of a cell: pictures first, its tables below the last one or below the first table, what it printed
-        in the notes."""
+        """The outputs of a cell: pictures first, tables below the last one or the first of them; what it printed is in
+        the notes.
+        """
         found = [picture for output in cell.outputs if (picture := _picture(output))]
         pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
         tables = [page for page in pages if "<table" in page]
