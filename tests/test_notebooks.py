@@ -34,6 +34,11 @@ def test_structure(path, record_property):
     assert problems_of(read(path), path) == []
 
 
+def test_stored_outputs_are_of_a_machine_with_fashion_mnist():
+    printed = [out.get("text", "") for _, cell in code_cells(read(NOTEBOOKS[1])) for out in cell.outputs]
+    assert any("Fashion-MNIST, rank correlation" in text for text in printed)
+
+
 @every_notebook
 def test_solutions_to_unfold_are_those_of_the_package(path):
     stale = sync(copy.deepcopy(read(path)), exercises_of(path))
