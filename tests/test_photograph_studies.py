@@ -204,7 +204,7 @@ def test_twins_count_where_they_can_stand_in_two_parts(drawn, folder, tmp_path, 
     shutil.copy(root / "train" / "bars" / "01.png", root / "test" / "bars" / "across.png")
     assert run(root, tmp_path / "out", "--seeds", "1") == 0
     twins = json.loads((tmp_path / "out" / "pictures.json").read_text(encoding="utf-8"))["twins"]
-    found = {tuple(one["files"]): one["splits"] for one in twins if one["cosine"] > 0.9999}
+    found = {tuple(one["files"]): (one["splits"], one["apart"]) for one in twins if one["cosine"] > 0.9999}
     across, wrong, within = (
         (f"train/bars/{first}.png", second)
         for first, second in (
@@ -213,22 +213,29 @@ def test_twins_count_where_they_can_stand_in_two_parts(drawn, folder, tmp_path, 
             ("00", "train/bars/within.png"),
         )
     )
-    by_chance = {within: ["train", "train"]} if drawn else {}
-    assert found == {across: ["train", "test"], wrong: ["train", "train"]} | by_chance
+    by_chance = {within: (["train", "train"], True)} if drawn else {}
+    assert found == {across: (["train", "test"], True), wrong: (["train", "train"], drawn)} | by_chance
 
 
 @pytest.mark.parametrize(
-    ("splits", "classes", "harm"),
+    ("splits", "apart", "harm"),
     [
-        (["all", "all"], "aa", "the accuracies are too good"),
-        (["train", "test"], "aa", "the accuracies are too good"),
-        (["train", "train"], "aa", "what is chosen on validation images looks too good"),
-        (["train", "validation"], "aa", "what is chosen on validation images looks too good"),
-        (["test", "test"], "ab", "1 of them in different classes, such as 0.png and 1.png: one of the two classes is"),
+        (["all", "all"], True, "the accuracies are too good"),
+        (["train", "test"], True, "the accuracies are too good"),
+        (["train", "train"], True, "what is chosen on validation images looks too good"),
+        (["train", "validation"], True, "what is chosen on validation images looks too good"),
+        (
+            ["train", "train"],
+            False,
+            "1 of them in different classes, such as 0.png and 1.png: one of the two classes is",
+        ),
+        (["test", "test"], False, "one of the two classes is wrong"),
     ],
 )
-def test_what_twins_do_is_said(splits, classes, harm):
-    assert harm in warning_of([{"files": ["0.png", "1.png"], "splits": splits, "classes": [*classes]}])
+def test_what_twins_do_is_said(splits, apart, harm):
+    classes = "aa" if apart else "ab"
+    pair = {"files": ["0.png", "1.png"], "splits": splits, "classes": [*classes], "apart": apart}
+    assert harm in warning_of([pair])
 
 
 def test_logits_that_lose_by_the_move_are_told():

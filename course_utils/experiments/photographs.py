@@ -140,7 +140,8 @@ def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) ->
     """Pictures of a folder that are nearly the same and can stand in two parts, or that stand in two classes.
 
     Parts that are drawn by chance are drawn from "all", or validation from "train" where the folder has none.
-    [{"files", "splits", "classes": two of each, "cosine": of their features}, ...], the most similar first.
+    [{"files", "splits", "classes": two of each, "apart": whether they can stand in two parts, "cosine": of their
+    features}, ...], the most similar first.
     """
     folder = Path(source)
     with warnings.catch_warnings():
@@ -154,9 +155,11 @@ def twins_of(features: str, source: str, skip_broken: bool, kept: str | None) ->
         (one, a), (other, b) = owners[i], owners[j]
         both = ((photos[one], a), (photos[other], b))
         classes = [part.class_names[int(part.labels[k])] for part, k in both]
-        if one != other or one == by_chance or classes[0] != classes[1]:
+        apart = one != other or one == by_chance
+        if apart or classes[0] != classes[1]:
             files = [part.paths[k].decode("utf-8", "replace") for part, k in both]
-            found.append({"files": files, "splits": [one, other], "classes": classes, "cosine": round(cosine, 4)})
+            pair = {"files": files, "splits": [one, other], "classes": classes, "apart": apart}
+            found.append(pair | {"cosine": round(cosine, 4)})
     return found
 
 
@@ -263,10 +266,10 @@ def warning_of(twins: Sequence[Mapping[str, Any]]) -> str:
     other = sum(one["classes"][0] != one["classes"][1] for one in twins)
     pairs = f"{len(twins)} pairs of pictures are" if len(twins) > 1 else "2 pictures are"
     conflict = f", {other} of them in different classes" if other else ""
-    splits = [set(one["splits"]) for one in twins]
+    splits = [set(one["splits"]) for one in twins if one.get("apart", True)]
     if any("all" in two or (len(two) > 1 and "test" in two) for two in splits):
         harm = "the accuracies are too good"
-    elif any(two != {"test"} for two in splits):
+    elif splits:
         harm = "what is chosen on validation images looks too good"
     else:
         harm = "one of the two classes is wrong"
