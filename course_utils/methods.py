@@ -298,7 +298,8 @@ class Method:
 
     It has either `train`, a training of its own: function (`Setting`) -> `Stage`; or `finish`, which gives the network
     of the training `after` another head: function (`CachedFeatures`) -> `Finished`. Methods with one training in common
-    share it. `probabilities`: whether softmax of its logits was meant as such; if not, calibration is not measured.
+    share it. `probabilities`: whether its logits come from those of a softmax loss; if not (distances), calibration is
+    not measured. Nobody meant softmax of *rescaled* logits (tau-normalization) as probabilities: a temperature is due.
     """
 
     what: str

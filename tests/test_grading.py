@@ -210,6 +210,10 @@ SUBMISSIONS = {  # name: (notebook, or bytes of the file; truth, where it differ
     "returns nothing": (lambda: transplanted("", "pass"), {"1.4": "wrong"}),
     "asks": (lambda: transplanted("input()"), {"1.4": "wrong"}),
     "prints much": (lambda: transplanted("print('x' * 10**6)"), {"1.4": "right"}),
+    "changes its argument": (
+        lambda: transplanted("weight /= weight.norm(dim=1)[:, None]", "return weight * donor.norm(dim=1)[:, None]"),
+        {"1.4": "wrong"},
+    ),
     "calls itself": (lambda: transplanted("return transplanted(weight, donor)"), {"1.4": "wrong"}),
     "a name assigned": (
         lambda: answers(e14="transplanted = lambda w, d: w / w.norm(dim=1)[:, None] * d.norm(dim=1)[:, None]"),
@@ -306,6 +310,7 @@ def test_nothing_outside_was_changed_and_nobody_was_called(graded):
         ("wants 100 GB", "more memory"),
         ("os._exit", "process ended"),
         ("sys.exit", "SystemExit"),
+        ("changes its argument", "your function changes `weight`"),
         ("answer deletes files", "PermissionError"),
         ("imports the solution", "exercises.nb01"),
         ("spaces and comments", "word for word the same as the printed solution"),

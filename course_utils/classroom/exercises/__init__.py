@@ -85,7 +85,7 @@ def yours(number: str, answer: Callable, package: Callable | None = None) -> Cal
 
 def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bool]:
     try:
-        exercise.verify(_keeping(answer))
+        exercise.verify(keeping(answer))
     except Todo:
         return f"⏳ Exercise {number}: not attempted yet. Goal: {exercise.goal}", False
     except Wrong as error:
@@ -96,7 +96,7 @@ def _verdict(number: str, exercise: Exercise, answer: Callable) -> tuple[str, bo
     return f"✅ Exercise {number}: right.", True
 
 
-def _keeping(answer: Callable) -> Callable:
+def keeping(answer: Callable) -> Callable:
     """`answer`, which raises `Wrong` where it changes a tensor, a list or a dictionary that it was given.
 
     The experiments give it what cells below use again: `counts.sort()` is right once and spoils the rest. Classes and
