@@ -349,13 +349,10 @@ def load_texts(
 
 
 def _warn_of(source: str, texts: list[str], labels: list[str], length: int, tokens: Tokens) -> None:
-    by_text: dict[str, list[str]] = {}
-    for each, label in dict.fromkeys(zip(texts, labels, strict=True)):
-        by_text.setdefault(each, []).append(label)
-    if several := {each: found for each, found in by_text.items() if len(found) > 1}:
-        first, found = next(iter(several.items()))
-        seen = f"{first[:40]!r} under {', '.join(map(repr, found))}"
-        warnings.warn(f"{source}: {len(several)} texts stand under more than one label, such as {seen}", stacklevel=3)
+    labels_of = Counter(each for each, _ in set(zip(texts, labels, strict=True)))
+    if several := sorted(each for each, number in labels_of.items() if number > 1):
+        seen = f"{len(several)} texts stand under more than one label, such as {several[0][:40]!r}"
+        warnings.warn(f"{source}: {seen}", stacklevel=3)
     sizes = [sum(1 for _ in islice(tokens(each), length + 1)) for each in texts]
     if empty := sizes.count(0):
         warnings.warn(f"{source}: {empty} texts have no word; each is read as one unknown word", stacklevel=3)
@@ -413,13 +410,7 @@ def _read_csv(path: Path, text: str, label: str, encoding: str) -> Rows:
         raw = gzip.decompress(path.read_bytes()) if ".gz" in suffixes[-1:] else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}); allowed: a CSV file, packed by gzip or not") from error
-    content, tabs = _decoded(raw, path, encoding), ".tsv" in suffixes
-    header, between = content.partition("\n")[0], "tabs" if tabs else "commas"
-    for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
-        other = name != between and mark in header and ("\t" if tabs else ",") not in header
-        ways = f"{between} between values (.csv: commas, .tsv: tabs)"
-        require(not other, path.name, f"{name} in its first line", ways)
-    rows = csv_rows(content, path, tabs)
+    rows = csv_rows(_decoded(raw, path, encoding), path, ".tsv" in suffixes)
     columns = rows.pop(0)[1] if rows else []
     for option, column in (("text", text), ("label", label)):
         require(column in columns, option, f"{column!r}, no column of {path.name}", ", ".join(columns) or "a header")

@@ -273,13 +273,9 @@ class Deck:
     def flush(self) -> None:
         """The text that waits becomes slides; a formula stays with what leads to it."""
         heading = self.sub or self.section
-        kind = "ask" if heading.startswith(ASK) else "text"
-        led: list[str] = []
-        for block in self.waiting:
-            follows = block.startswith("$$") and led and not led[-1].startswith("$$")
-            led[-1:] = [f"{led[-1]}\n\n{block}"] if follows else [*led[-1:], block]
-        for body in packed(piece for block in led for piece in _pieces(block)):
-            self.add(_html(body), kind, heading)
+        led = re.split(r"\n\n(?!\$\$)", "\n\n".join(self.waiting))
+        for body in packed(piece for block in led for piece in _pieces(block) if block):
+            self.add(_html(body), "ask" if heading.startswith(ASK) else "text", heading)
         self.waiting = []
 
     def questions(self, source: str) -> None:
@@ -306,15 +302,11 @@ class Deck:
     # -- outputs
 
     def code(self, cell: nbformat.NotebookNode, *, folded: bool) -> None:
-        """The outputs of a cell: pictures first, tables below the last one or the first of them; what it printed is in
-        the notes.
-        """
+        """Pictures first, tables below the last one or the first of them; what a cell printed goes into the notes."""
         found = [picture for output in cell.outputs if (picture := _picture(output))]
-        pages = (output.get("data", {}).get("text/html", "") for output in cell.outputs)
-        tables = [page for page in pages if "<table" in page]
+        tables = [page for o in cell.outputs if "<table" in (page := o.get("data", {}).get("text/html", ""))]
         told = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")  # no warnings
-        printed = [line for line in told.splitlines() if line.strip()]
-        printed = [line for line in printed if not re.search(r"Exercise \d|guess|you:", line)]
+        printed = [line for line in told.splitlines() if not re.search(r"^\s*$|Exercise \d|guess|you:", line)]
         for picture in found:
             self.picture(*picture)
         if found and self.seen:

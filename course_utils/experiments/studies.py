@@ -252,6 +252,8 @@ def run_cell(
     with repeatable():
         check_data(settings, source, skip_broken)
         *parts, note = load_splits(settings, seed, source=source, skip_broken=skip_broken)
+        names = parts[0].class_names
+        require(len(names) > 1, "data", f"one class alone, {names[0]!r}", "images of two classes at least")
         require(len(parts[2]), "data", "no image for the test", "classes of at least 3 images, or a folder test")
         if "features" in settings:
             train, validation, test = features_of(parts, settings["features"], str(source), skip_broken, kept)

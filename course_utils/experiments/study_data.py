@@ -80,8 +80,6 @@ def load_splits(
     validation: Any = parts.get("validation")
     test: Any = parts.get("test")
     note = _note(name, folder)
-    names = parts["all" if "all" in parts else "train"].class_names
-    require(len(names) > 1, "data", f"one class alone, {names[0]!r}", "images of two classes at least")
     if "all" in parts:
         train, test = hold_out(parts["all"], FOLDER_TEST, seed=seed)
     elif test is None:

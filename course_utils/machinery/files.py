@@ -52,6 +52,10 @@ def csv_rows(content: str, path: Path, tabs: bool) -> list[tuple[int, list[str]]
     A text may go on over several lines inside of quotation marks, but not between tabs: there the mark is in most files
     a part of the text, and the rows up to the next mark would be lost.
     """
+    header, between = content.partition("\n")[0], "tabs" if tabs else "commas"
+    for mark, name in ((";", "semicolons"), ("\t", "tabs"), (",", "commas")):
+        other = name != between and mark in header and ("\t" if tabs else ",") not in header
+        require(not other, path.name, f"{name} in its first line", f"{between} (.csv: commas, .tsv: tabs)")
     start, rows = 1, []
     before = csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)  # a text may be long
     try:
